@@ -1,0 +1,155 @@
+"""The command line of every program: --config and its overrides, options, --help, mistakes."""
+
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from pretraining import config as config_lib
+from pretraining.errors import UserError
+
+
+def run(
+    main: Callable[..., int | None], doc: str, with_config: bool = True, **options: str
+) -> None:
+    """Runs a command: `main(config, **options)`, with mistakes printed as one line.
+
+    Args:
+      main: called with the config (checked for unknown keys) and every option as a string, or as a
+        bool where the option's help starts with "flag: ". Its result is the exit status.
+      doc: what `--help` prints first.
+      with_config: whether there is a --config, which is then the first argument of `main`.
+      **options: option name -> help. A help that starts with "required: " makes the option
+        mandatory.
+    """
+    try:
+        values = parse(sys.argv, doc, options, with_config)
+        sys.exit(main(**values))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def parse(
+    argv: list[str], doc: str, options: dict[str, str], with_config: bool = True
+) -> dict[str, Any]:
+    """The option values of a command line; raises UserError on a mistake, exits after --help."""
+    values = flags.FlagValues()
+    if with_config:
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    for name, text in options.items():
+        is_flag = text.startswith("flag: ")
+        define, default = (flags.DEFINE_boolean, False) if is_flag else (flags.DEFINE_string, None)
+        define(name, default, text, flag_values=values)
+    if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
+        print(_help(argv, doc, options, with_config))
+        sys.exit(0)
+    chosen = _parse_flags(values, argv)
+    result = {name: values[name].value for name in options}
+    for name, text in options.items():
+        if text.startswith("required: ") and not result[name]:
+            raise UserError(f"--{name} is missing: {text.removeprefix('required: ')}")
+    if with_config:
+        if not chosen:
+            raise UserError("--config is missing: a recipe, e.g. --config=configs/quickstart.py")
+        config_lib.check_keys(values["config"].value)
+        result["config"] = values["config"].value
+    return result
+
+
+def number(name: str, text: str | None, default: int | None, at_least: int = 0) -> int | None:
+    """The whole number of an option, or its default."""
+    if text is None:
+        return default
+    if not text.isdigit() or int(text) < at_least:
+        raise UserError(f"--{name}={text!r}: a whole number of at least {at_least}")
+    return int(text)
+
+
+def _parse_flags(values: flags.FlagValues, argv: list[str]) -> str | None:
+    """Parses in place and returns the recipe named by --config."""
+    chosen = _chosen_recipe(argv)
+    try:
+        if chosen:
+            _check_overrides(config_lib.load(chosen), argv)
+        rest = values(argv)
+    except flags.Error as error:
+        raise UserError(str(error).split("\n")[0]) from None
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}: options are written --name=value")
+    return chosen
+
+
+def _chosen_recipe(argv: list[str]) -> str | None:
+    for position, argument in enumerate(argv):
+        if argument.startswith("--config="):
+            return argument.removeprefix("--config=")
+        if argument == "--config" and position + 1 < len(argv):
+            return argv[position + 1]
+    return None
+
+
+def _check_overrides(config: ml_collections.ConfigDict, argv: list[str]) -> None:
+    known = config_lib.flatten(config)
+    sections = {key.rsplit(".", 1)[0] for key in known if "." in key}
+    for argument in argv:
+        match = re.match(r"--config\.([^=]+)", argument)
+        if match and match[1] in sections:
+            raise UserError(f"config.{match[1]} is a section: set one of its keys")
+        if match and match[1] not in known:
+            raise UserError(f"unknown config key {match[1]!r}{config_lib.nearest(match[1], known)}")
+
+
+def _help(argv: list[str], doc: str, options: dict[str, str], with_config: bool) -> str:
+    lines = [doc.strip(), "", "Options:"]
+    if with_config:
+        lines.append("  --config=FILE[:ARG]        a recipe, e.g. configs/masked_lm.py:tiny")
+        lines.append("  --config.SECTION.KEY=VALUE changes one of its keys")
+    lines += [f"  --{name:<24} {text}" for name, text in options.items()]
+    if with_config:
+        lines += ["", *_help_keys(_chosen_recipe(argv))]
+    return "\n".join(lines)
+
+
+def _help_keys(recipe: str | None) -> Iterator[str]:
+    """One line for each key, and the comment that stands beside it in its file."""
+    base = config_lib.base_recipe()
+    if recipe:
+        yield f"Keys of {recipe}:"
+        config, files = config_lib.load(recipe), [base.__file__, recipe.split(":")[0]]
+    else:
+        yield "Keys (add --config=... to see a recipe's own keys and values):"
+        config, files = base.get_config(), [base.__file__]
+    comments = {}
+    for file in files:
+        comments |= _comments(pathlib.Path(file).read_text())
+    for key, value in config_lib.flatten(config).items():
+        yield f"  --config.{key}={value!r}"
+        section, _, name = key.rpartition(".")
+        comment = comments.get((section or "get_config", name))
+        if section == "objective" and not comment:  # of a recipe that builds on another one
+            comment = _objective_comments(config).get(name)
+        if comment:
+            yield f"        {comment}"
+
+
+def _comments(source: str) -> dict[tuple[str, str], str]:
+    """{(function, key): comment} of lines `key=value,  # comment`, or with the comment above."""
+    comments, function = {}, ""
+    line = r"def (\w+)\(|((?:^ *# .*\n)*)^[ \w.]*?(\w+) ?=(?!=)[^\n#]*(?:#([^\n]*))?$"
+    for match in re.finditer(line, source, re.M):
+        function = match[1] or function
+        if match[3] and (text := (match[4] or re.sub(r"\s*# ", " ", match[2])).strip()):
+            comments[function, match[3]] = text
+    return comments
+
+
+def _objective_comments(config) -> dict[str, str]:
+    recipe = pathlib.Path(config_lib.base_recipe().__file__).parent / f"{config.objective.name}.py"
+    found = _comments(recipe.read_text()) if recipe.exists() else {}
+    return {name: text for (_, name), text in found.items()}

@@ -1,0 +1,83 @@
+"""Strict numerics and eight simulated devices for every test."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def small_corpus(tmp_path_factory) -> pathlib.Path:
+    """600 documents in which a word tells much about the next one."""
+    words = ["the", "a", "of", "value", "returns", "object", "list", "string", "each", "with"]
+    generator = np.random.default_rng(0)
+    follows = {word: generator.choice(words, 3, replace=False) for word in words}
+    documents = []
+    for number in range(600):
+        text, word = [f"Document {number}."], "the"
+        for _ in range(int(generator.integers(20, 80))):
+            word = generator.choice(follows[word])
+            text.append(word)
+        documents.append(" ".join(text) + ".")
+    path = tmp_path_factory.mktemp("corpus") / "small.txt"
+    path.write_text("\n\n".join(documents))
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_overrides(small_corpus, tmp_path_factory) -> dict:
+    """Overrides that make any recipe's model and data as small as a test wants them."""
+    return {
+        "data.corpus": str(small_corpus),
+        "data.cache": str(tmp_path_factory.mktemp("cache")),
+        "data.validation": 0.1,
+        "data.sequence_length": 32,
+        "data.workers": 1,
+        "tokenizer.size": 300,
+        "tokenizer.byte_fallback": True,
+        "model.layers": 2,
+        "model.width": 32,
+        "model.heads": 2,
+        "model.mlp_width": 64,
+        "train.batch_size": 16,
+        "train.steps": 40,
+        "evaluate.rows": 16,
+        "evaluate.batch_size": 8,
+        "log.tensorboard": False,
+        "log.peak_flops": 1e12,
+    }
+
+
+@pytest.fixture(scope="session")
+def command():
+    """Starts `python -m <module> --config=<recipe> --config.<key>=<value> ...` as a process."""
+
+    def start(module, recipe=None, overrides=None, options=(), devices=1):
+        words = [sys.executable, "-m", module, *options]
+        words += [f"--config={recipe}"] if recipe else []
+        words += [f"--config.{key}={value}" for key, value in (overrides or {}).items()]
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        return subprocess.Popen(
+            words,
+            cwd=ROOT,
+            env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
