@@ -1,0 +1,97 @@
+"""FLOPs of a step, counted from its own matrix products, and the peak they are held against."""
+
+import time
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+
+from pretraining.state import corrupt_rows, empty_rows
+
+# Dense bfloat16 FLOP/s of one device as published by its maker, by a part of its `device_kind`.
+# The first match decides: longer names stand before their prefixes.
+_PEAKS = (
+    ("H200", 989e12),
+    ("H100", 989e12),
+    ("A100", 312e12),
+    ("V100", 125e12),
+    ("TPU v6", 918e12),
+    ("TPU v5p", 459e12),
+    ("TPU v5 lite", 197e12),
+    ("TPU v5e", 197e12),
+    ("TPU v5", 459e12),
+    ("TPU v4", 275e12),
+    ("TPU v3", 123e12),
+)
+
+
+def step_flops(objective, config) -> float:
+    """Matmul FLOPs of one training step over the global batch: 3 x the forward pass of the loss.
+
+    The backward pass of a product is two products of its size. Recomputation, elementwise work and
+    the optimizer are not counted; heads count where they run (K positions), padding counts.
+    """
+
+    def forward(params, rows):
+        knobs = objective.schedule(jnp.zeros((), jnp.int32))
+        examples = corrupt_rows(objective, jax.random.key(0), rows, knobs)
+        key = jax.random.key(0)
+        return objective.loss(objective.model.apply, params, examples, knobs, key, True)
+
+    rows = empty_rows(config)
+    example = jax.eval_shape(
+        lambda: corrupt_rows(objective, jax.random.key(0), rows, objective.evaluation_knobs)
+    )
+    params = jax.eval_shape(
+        lambda: objective.model.init(
+            jax.random.key(0), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
+        )["params"]
+    )
+    closed = jax.make_jaxpr(forward)(params, rows)
+    return 3.0 * matmul_flops(closed.jaxpr) * config.train.batch_size
+
+
+def matmul_flops(jaxpr) -> float:
+    """2 x multiply-adds of every dot product, inside loops as often as they run.
+
+    A while loop counts once (corruption loops hold no products); a branch counts as its largest.
+    """
+    flops = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            depth = np.prod([shape[d] for d in contracted], dtype=float)
+            flops += float(2.0 * depth * np.prod(equation.outvars[0].aval.shape, dtype=float))
+            continue
+        inner = [matmul_flops(sub) for sub in jax.extend.core.jaxprs_in_params(equation.params)]
+        if equation.primitive.name == "cond":
+            flops += max(inner, default=0.0)
+        else:
+            flops += equation.params.get("length", 1) * sum(inner)
+    return flops
+
+
+def peak_flops(config) -> float:
+    """FLOP/s of all devices together: `config.log.peak_flops`, the published peak, or measured."""
+    devices = jax.devices()
+    if config.log.peak_flops:
+        return config.log.peak_flops * len(devices)
+    for name, peak in _PEAKS:
+        if name in devices[0].device_kind:
+            return peak * len(devices)
+    return _measured_peak() * jax.process_count()
+
+
+def _measured_peak(size: int = 1024, repeats: int = 5) -> float:
+    """Best of a few float32 products on one device; simulated devices share the one machine."""
+    matrix = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    product(matrix, matrix).block_until_ready()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(matrix, matrix).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2.0 * size**3 / min(seconds)

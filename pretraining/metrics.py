@@ -1,0 +1,211 @@
+"""Figures of a run: metrics.jsonl, TensorBoard, W&B, a progress bar or log lines.
+
+`metrics.jsonl` holds one JSON object per logged step. `step` counts updates made. Keys that start
+with `time/` are timings; every other value is a function of (config, data, step), bit for bit.
+"""
+
+import json
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+FILE = "metrics.jsonl"
+
+
+def fetch(metrics: Any) -> Any:
+    """Device scalars as Python numbers: the one place where the loop waits for the device."""
+    return jax.tree.map(lambda x: x.item(), jax.device_get(metrics))
+
+
+def cut_back(path: pathlib.Path, step: int) -> None:
+    """Drops every line after `step`, and a line that a crash cut in half."""
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+        write_atomically(path, "".join(line + "\n" for line in kept))
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def read(path: pathlib.Path) -> list[dict]:
+    """The whole lines of a metrics file; a last line cut in half is left out."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if _step_of(line) < float("inf")]
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Replaces a file as a whole: after a crash either the old text is there or the new."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+class Writer:
+    """Writes lines from process 0; the other processes' writers do nothing."""
+
+    def __init__(self, folder: pathlib.Path, config, step: int):
+        self._active = jax.process_index() == 0
+        if not self._active:
+            return
+        cut_back(folder / FILE, step)
+        self._file = open(folder / FILE, "a")  # noqa: SIM115 (held for the whole run)
+        self._tensorboard = self._wandb = None
+        if config.log.tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        if config.log.wandb:
+            self._wandb = _start_wandb(folder, config)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line; values are Python numbers."""
+        if not self._active:
+            return
+        self._file.write(json.dumps({"step": step} | values) + "\n")
+        self._file.flush()
+        if self._tensorboard:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(values, step=step)
+
+    def sync(self) -> None:
+        """Everything written is on disk when this returns: a checkpoint may follow."""
+        if self._active:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        if self._active:
+            self.sync()
+            self._file.close()
+            if self._tensorboard:
+                self._tensorboard.close()
+            if self._wandb:
+                self._wandb.finish()
+
+
+def _start_wandb(folder: pathlib.Path, config):
+    from pretraining.errors import UserError
+
+    try:
+        import wandb
+    except ImportError:
+        raise UserError(
+            f"config.log.wandb={config.log.wandb!r} needs the package wandb: "
+            "pip install 'pretraining[wandb]'"
+        ) from None
+    # The folder's name identifies the run, so that a resumed run goes on in the same curve.
+    return wandb.init(
+        project=config.log.wandb,
+        id=folder.resolve().name,
+        resume="allow",
+        dir=str(folder),
+        config=config.to_dict(),
+    )
+
+
+class Clock:
+    """Wall time of training steps and of waiting for data; evaluation and saving are left out."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins a new window (after a logged line)."""
+        self.seconds = self.wait = 0.0
+        self.steps = 0
+        self.resume()
+
+    def resume(self) -> None:
+        """Time since the last step was not training: do not count it."""
+        self._last = time.perf_counter()
+
+    def waited(self) -> None:
+        """The batch has arrived: the time since the last call was spent waiting for it."""
+        now = time.perf_counter()
+        self.wait += now - self._last
+        self.seconds += now - self._last
+        self._last = now
+
+    def stepped(self) -> None:
+        """One more step was dispatched, and the metrics of the one before it were fetched."""
+        now = time.perf_counter()
+        self.seconds += now - self._last
+        self._last = now
+        self.steps += 1
+
+    def figures(self, step_tokens: int, step_flops: float, peak: float, steps_left: int) -> dict:
+        """Throughput of the window.
+
+        `time/mfu` = matmul FLOPs of the model (forward x 3; recomputation not counted) per second /
+        (devices x peak of one device).
+        """
+        if not self.steps:
+            return {}
+        step_s = self.seconds / self.steps
+        return {
+            "time/step_s": step_s,
+            "time/tokens_per_s": step_tokens / step_s,
+            "time/mfu": step_flops / step_s / peak,
+            "time/data_wait": self.wait / self.seconds,
+            "time/eta_s": steps_left * step_s,
+        }
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a log line every few seconds."""
+
+    LINE_EVERY_S = 5.0
+
+    def __init__(self, start: int, total: int):
+        from tqdm import tqdm
+
+        quiet = not sys.stderr.isatty() or jax.process_index() > 0
+        self._total, self._next_line = total, 0.0
+        self._bar = tqdm(
+            initial=start, total=total, unit="step", disable=quiet, dynamic_ncols=True, leave=True
+        )
+
+    def show(self, step: int, values: dict[str, float]) -> None:
+        """Brings the bar to `step`; prints a line where there is no bar."""
+        text = _summary(values)
+        if not self._bar.disable:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(step - self._bar.n)
+        elif jax.process_index() == 0 and (
+            time.monotonic() >= self._next_line or "eval/loss" in values or step == self._total
+        ):
+            print(f"step {step}/{self._total}  {text}", file=sys.stderr, flush=True)
+            self._next_line = time.monotonic() + self.LINE_EVERY_S
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def _summary(values: dict[str, float]) -> str:
+    parts = []
+    for key, name, form in (
+        ("train/loss", "loss", "{:.3f}"),
+        ("eval/loss", "eval", "{:.3f}"),
+        ("train/learning_rate", "lr", "{:.2e}"),
+        ("train/gradient_norm", "grad", "{:.2f}"),
+        ("time/tokens_per_s", "tok/s", "{:,.0f}"),
+        ("time/mfu", "mfu", "{:.0%}"),
+        ("time/data_wait", "wait", "{:.0%}"),
+        ("time/eta_s", "eta", "{:.0f}s"),
+    ):
+        if key in values and np.isfinite(values[key]):
+            parts.append(f"{name} {form.format(values[key])}")
+    return "  ".join(parts)

@@ -1,0 +1,147 @@
+"""A run folder: what identifies a run, and the refusal to mix two of them.
+
+`config.json` (durations resolved to steps), `vocabulary/`, `provenance.jsonl` (one line per start),
+`metrics.jsonl`, `tensorboard/`, `checkpoints/<step>/`.
+"""
+
+import contextlib
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import jax
+
+from pretraining import config as config_lib
+from pretraining.data.tokenizer import Vocabulary
+from pretraining.errors import UserError
+from pretraining.metrics import write_atomically
+
+CONFIG, PROVENANCE, VOCABULARY, CHECKPOINTS = (
+    "config.json",
+    "provenance.jsonl",
+    "vocabulary",
+    "checkpoints",
+)
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "sentencepiece",
+    "numpy",
+)
+
+
+@contextlib.contextmanager
+def lock(folder: pathlib.Path) -> Iterator[None]:
+    """Holds the folder for this process; it is free again when the process ends, however it ends.
+
+    Raises:
+      UserError: another process trains in it, or it cannot be written.
+    """
+    if jax.process_index() > 0:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "w")  # noqa: SIM115 (held until the run ends)
+    except OSError as error:
+        raise UserError(f"--workdir={folder} cannot be written: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"--workdir={folder}: another process is training in it") from None
+        yield
+
+
+def stored_config(folder: pathlib.Path):
+    """The resolved config of a run.
+
+    Raises:
+      UserError: the folder holds no run.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UserError(f"--workdir={folder}: there is no run here (no {CONFIG})")
+    try:
+        return config_lib.from_json(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def check_same_run(folder: pathlib.Path, config, vocabulary, data_fingerprint: str) -> None:
+    """Refuses to go on in the folder of a run with another config, vocabulary or data.
+
+    A change of durations is not refused here: whether it changes anything that has already
+    happened is known only once the newest checkpoint is (`train.check_schedules`).
+    """
+    if not (folder / CONFIG).exists():
+        return
+    changed = config_lib.differences(stored_config(folder), config)
+    changed = {key: change for key, change in changed.items() if key not in config_lib.SCHEDULE}
+    if changed:
+        listed = "; ".join(f"{key}: {change}" for key, change in changed.items())
+        raise UserError(f"--workdir={folder} holds a run with another config: {listed}")
+    if Vocabulary.load(folder / VOCABULARY).fingerprint != vocabulary.fingerprint:
+        raise UserError(f"--workdir={folder} holds a run with another tokenizer")
+    first = json.loads((folder / PROVENANCE).read_text().splitlines()[0])
+    if first["data"] != data_fingerprint:
+        raise UserError(
+            f"--workdir={folder} holds a run on other data: the token store was "
+            f"{first['data'][:12]}, and {config.data.corpus!r} now gives {data_fingerprint[:12]}"
+        )
+
+
+def record(folder: pathlib.Path, config, vocabulary, data_fingerprint: str, step: int) -> None:
+    """Writes what identifies the run (config.json last) and one line of provenance."""
+    if jax.process_index() > 0:
+        return
+    if not (folder / CONFIG).exists():
+        vocabulary.save(folder / VOCABULARY)
+    with open(folder / PROVENANCE, "a") as file:
+        file.write(json.dumps(_provenance(data_fingerprint, step)) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    write_atomically(folder / CONFIG, config_lib.to_json(config))
+
+
+def _provenance(data_fingerprint: str, step: int) -> dict:
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "step": step,
+        "command": sys.argv,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "devices": [jax.device_count(), jax.devices()[0].device_kind],
+        "processes": jax.process_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "data": data_fingerprint,
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the code, with "+" when the tree has changes; None outside a repository."""
+    root = pathlib.Path(__file__).parent.parent
+
+    def git(*arguments):
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,114 @@
+"""Where arrays live: one mesh, one rule for the batch, one rule for every parameter.
+
+Mesh axes: `data` (other rows, same parameters), `fsdp` (other rows, parameters shared out),
+`tensor` (same rows; heads, feed-forward and vocabulary shared out). Sharding changes where numbers
+are computed, never which.
+"""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from pretraining.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = PartitionSpec(("data", "fsdp"))  # the leading axis of a batch
+
+# Which dimension of a parameter is shared out over `tensor`. The first pattern found in the
+# "/"-joined path decides; a parameter without one is not split over `tensor`. Optimizer state
+# follows its parameter, whose path its own path contains.
+_TENSOR_DIMENSIONS = (
+    (r"attention/(query|key|value)/kernel$", 1),  # [D, H, d]: heads
+    (r"attention/(query|key|value)/bias$", 0),  # [H, d]
+    (r"attention/out/kernel$", 0),  # [H, d, D]
+    (r"mlp/(up|gate)/kernel$", 1),  # [D, F]: inner width
+    (r"mlp/(up|gate)/bias$", 0),  # [F]
+    (r"mlp/down/kernel$", 0),  # [F, D]
+    (r"token/embedding$", 0),  # [V, E]: vocabulary
+)
+
+
+def make_mesh(config) -> Mesh:
+    """The mesh of `config.mesh`; one axis may be -1 and takes the devices that are left.
+
+    Raises:
+      UserError: the sizes don't multiply to the number of devices.
+    """
+    sizes = [config.mesh[axis] for axis in AXES]
+    written = ", ".join(f"config.mesh.{a}={s}" for a, s in zip(AXES, sizes, strict=True))
+    devices = jax.device_count()
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"{written}: sizes are at least 1, and one of them may be -1")
+    fixed = int(np.prod([size for size in sizes if size != -1]))
+    sizes = [devices // fixed if size == -1 else size for size in sizes]
+    if int(np.prod(sizes)) != devices:
+        raise UserError(f"{written} don't multiply to the number of devices, {devices}")
+    auto = (jax.sharding.AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(sizes, AXES, axis_types=auto)
+
+
+def check_batch(config, mesh: Mesh) -> None:
+    """Refuses batches that don't divide among the devices that hold different rows."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    for key, size in (
+        ("train.batch_size", config.train.batch_size // config.train.accumulation),
+        ("evaluate.batch_size", config.evaluate.batch_size),
+    ):
+        if size % ways:
+            micro = " (a microbatch)" if config.train.accumulation > 1 else ""
+            raise UserError(
+                f"config.{key}: {size} rows{micro} are not divisible by the {ways} devices that "
+                f"hold different rows (mesh.data={mesh.shape['data']} x "
+                f"mesh.fsdp={mesh.shape['fsdp']})"
+            )
+
+
+def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for every leaf (array or ShapeDtypeStruct) of parameters or a state."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, partition(path_name(path), leaf.shape, mesh)), tree
+    )
+
+
+def path_name(path) -> str:
+    """ "encoder/layer_0/mlp/up/kernel" of a jax key path."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def partition(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """The partition of one leaf: a named dimension over `tensor`, then the largest over `fsdp`.
+
+    `fsdp` takes the largest remaining dimension that it divides (the first of equals); a leaf
+    without one is replicated. Raises UserError when `tensor` does not divide its dimension.
+    """
+    axes: list[str | None] = [None] * len(shape)
+    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    dimension = _tensor_dimension(name, shape) if tensor > 1 else None
+    if dimension is not None:
+        if shape[dimension] % tensor:
+            raise UserError(
+                f"config.mesh.tensor={tensor} does not divide dimension {dimension} of {name}, "
+                f"whose shape is {shape}"
+            )
+        axes[dimension] = "tensor"
+    free = [d for d in range(len(shape)) if axes[d] is None and shape[d] % fsdp == 0]
+    if fsdp > 1 and free:
+        axes[max(free, key=lambda d: shape[d])] = "fsdp"
+    return PartitionSpec(*axes)
+
+
+def _tensor_dimension(name: str, shape: tuple[int, ...]) -> int | None:
+    for pattern, dimension in _TENSOR_DIMENSIONS:
+        # An optimizer may keep factored or scalar statistics under the path of a parameter.
+        if re.search(pattern, name) and dimension < len(shape):
+            return dimension
+    return None
+
+
+def put_rows(rows: Any, mesh: Mesh) -> Any:
+    """The global batch on the mesh, from the block of rows that this process loaded."""
+    sharding = NamedSharding(mesh, ROWS)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), rows)

@@ -1,0 +1,84 @@
+"""Everything that a run carries from step to step, and how it begins."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from pretraining import random, sharding
+from pretraining.data.row import SPECIAL_POSITIONS, Row
+
+
+@flax.struct.dataclass
+class State:
+    """The saved state of a run; the data need none, because a batch is a function of (seed, step).
+
+    Attributes:
+      step: [] int32, updates made.
+      params: parameter tree, float32.
+      optimizer: optax state.
+      ema: moving average of the parameters, or None.
+      skipped: [] int32, updates discarded because they were not finite.
+    """
+
+    step: jax.Array
+    params: Any
+    optimizer: Any
+    ema: Any
+    skipped: jax.Array
+
+
+def empty_rows(config, count: int = 1) -> Row:
+    """`count` rows of length 0: the shapes of a batch, for initialisation and ahead-of-time use."""
+    payload = config.data.sequence_length - SPECIAL_POSITIONS
+    return Row(
+        tokens=jnp.zeros((count, payload), jnp.int32),
+        length=jnp.zeros(count, jnp.int32),
+        document=jnp.zeros((count, payload), jnp.int32),
+        boundary=jnp.zeros((count, payload), jnp.uint8),
+        index=jnp.arange(count, dtype=jnp.int32),
+        copy=jnp.zeros(count, jnp.int32),
+    )
+
+
+def corrupt_rows(objective, key: jax.Array, rows: Row, knobs: dict) -> Any:
+    """Examples of a batch of rows; each row's randomness is addressed by its index."""
+    keys = random.per_row(key, rows.index)
+    return jax.vmap(objective.corrupt, in_axes=(0, 0, None))(keys, rows, knobs)
+
+
+def init_params(objective, config) -> Any:
+    """The parameter tree, from `config.seed.init` alone (traceable)."""
+    key = random.stream(config.seed.init, "init")
+    example = corrupt_rows(objective, key, empty_rows(config), objective.evaluation_knobs)
+    return objective.model.init(key, example)["params"]
+
+
+def shape(objective, optimizer: optax.GradientTransformation, config, mesh: Mesh) -> State:
+    """The state as ShapeDtypeStructs with their shardings; nothing is computed."""
+    abstract = jax.eval_shape(lambda: _create(objective, optimizer, config))
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        abstract,
+        sharding.tree_shardings(abstract, mesh),
+    )
+
+
+def init(objective, optimizer: optax.GradientTransformation, config, mesh: Mesh) -> State:
+    """The state before the first step; every leaf is made where it lives."""
+    where = jax.tree.map(lambda leaf: leaf.sharding, shape(objective, optimizer, config, mesh))
+    return jax.jit(lambda: _create(objective, optimizer, config), out_shardings=where)()
+
+
+def _create(objective, optimizer, config) -> State:
+    params = init_params(objective, config)
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        optimizer=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, params) if config.train.ema else None,
+        skipped=jnp.zeros((), jnp.int32),
+    )

@@ -1,0 +1,47 @@
+"""Matmul FLOPs held against hand counts."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pretraining import flops
+
+
+def count(function, *shapes):
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return flops.matmul_flops(jax.make_jaxpr(function)(*arrays).jaxpr)
+
+
+def test_a_product_is_two_operations_for_each_multiply_add():
+    assert count(jnp.matmul, (3, 5), (5, 7)) == 2 * 3 * 5 * 7
+    assert count(lambda a, b: jnp.einsum("bid,bjd->bij", a, b), (2, 3, 4), (2, 6, 4)) == (
+        2 * 2 * 3 * 6 * 4
+    )
+
+
+def test_loops_count_as_often_as_they_run():
+    def scanned(x, w):
+        return jax.lax.scan(lambda h, _: (jax.nn.relu(h @ w), None), x, None, length=6)[0]
+
+    assert count(scanned, (3, 4), (4, 4)) == 6 * 2 * 3 * 4 * 4
+
+
+def test_recomputation_and_nested_calls_count_once():
+    def rematerialised(x, w):
+        return jax.checkpoint(jax.jit(lambda h: jnp.tanh(h @ w)))(x)
+
+    assert count(rematerialised, (3, 4), (4, 4)) == 2 * 3 * 4 * 4
+
+
+def test_a_branch_counts_as_its_largest():
+    def branch(x, w):
+        return jax.lax.cond(x[0, 0] > 0, lambda: x @ w @ w, lambda: x @ w)
+
+    assert count(branch, (3, 4), (4, 4)) == 2 * 2 * 3 * 4 * 4
+
+
+@pytest.mark.parametrize(
+    "kind, peak", [("NVIDIA H200", 989e12), ("TPU v5 lite", 197e12), ("TPU v5p", 459e12)]
+)
+def test_published_peaks_are_found_by_device_kind(kind, peak):
+    assert next(value for name, value in flops._PEAKS if name in kind) == peak

@@ -1,0 +1,64 @@
+"""metrics.jsonl is cut back and repaired; the clock counts what it says."""
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from pretraining import metrics
+
+CONFIG = ConfigDict(dict(log=dict(tensorboard=False, wandb="")))
+
+
+def test_a_resumed_file_loses_what_came_after_the_checkpoint(tmp_path):
+    path = tmp_path / metrics.FILE
+    whole = "".join(json.dumps({"step": step, "train/loss": step / 2}) + "\n" for step in (1, 2, 3))
+    path.write_text(whole + '{"step": 4, "train/lo')
+    writer = metrics.Writer(tmp_path, CONFIG, step=2)
+    writer.write(3, {"train/loss": 7.0})
+    writer.close()
+    assert [(line["step"], line["train/loss"]) for line in metrics.read(path)] == [
+        (1, 0.5),
+        (2, 1.0),
+        (3, 7.0),
+    ]
+
+
+def test_a_half_line_is_left_out_when_reading(tmp_path):
+    path = tmp_path / metrics.FILE
+    path.write_text('{"step": 1}\n{"st')
+    assert metrics.read(path) == [{"step": 1}]
+    assert metrics.read(tmp_path / "none") == []
+
+
+def test_floats_are_written_exactly(tmp_path):
+    value = 0.1 + 2**-50
+    writer = metrics.Writer(tmp_path, CONFIG, step=0)
+    writer.write(1, {"train/loss": value})
+    writer.close()
+    assert metrics.read(tmp_path / metrics.FILE)[0]["train/loss"] == value
+
+
+def test_clock_shares_time_between_data_and_steps(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    clock = metrics.Clock()
+    for _ in range(2):
+        now[0] += 100.0  # evaluation or saving: not training time
+        clock.resume()
+        now[0] += 1.0
+        clock.waited()
+        now[0] += 3.0
+        clock.stepped()
+    figures = clock.figures(step_tokens=800, step_flops=2e9, peak=1e9, steps_left=5)
+    assert figures == pytest.approx(
+        {
+            "time/step_s": 4.0,
+            "time/tokens_per_s": 200.0,
+            "time/mfu": 0.5,
+            "time/data_wait": 0.25,
+            "time/eta_s": 20.0,
+        }
+    )
+    clock.reset()
+    assert clock.figures(1, 1, 1, 1) == {}

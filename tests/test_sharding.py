@@ -1,0 +1,83 @@
+"""Every parameter is covered by one rule; meshes and batches that cannot work are refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+from ml_collections import ConfigDict
+
+from pretraining import sharding
+from pretraining.errors import UserError
+
+
+def mesh_of(data, fsdp, tensor):
+    return sharding.make_mesh(ConfigDict(dict(mesh=dict(data=data, fsdp=fsdp, tensor=tensor))))
+
+
+@pytest.mark.parametrize(
+    "sizes, shape",
+    [((-1, 1, 1), (8, 1, 1)), ((2, -1, 2), (2, 2, 2)), ((1, 2, 4), (1, 2, 4))],
+)
+def test_minus_one_takes_what_is_left(sizes, shape):
+    assert tuple(mesh_of(*sizes).shape.values()) == shape
+
+
+@pytest.mark.parametrize("sizes", [(3, -1, 1), (2, 2, 1), (-1, -1, 1), (0, 8, 1), (16, 1, 1)])
+def test_impossible_meshes_are_refused(sizes):
+    with pytest.raises(UserError, match=f"config.mesh.data={sizes[0]}"):
+        mesh_of(*sizes)
+
+
+@pytest.mark.parametrize(
+    "name, shape, expected",
+    [
+        (
+            "encoder/layer_0/attention/query/kernel",
+            (64, 4, 16),
+            PartitionSpec("fsdp", "tensor", None),
+        ),
+        (
+            "encoder/layer_0/attention/out/kernel",
+            (4, 16, 64),
+            PartitionSpec("tensor", None, "fsdp"),
+        ),
+        ("encoder/layer_0/mlp/up/kernel", (64, 256), PartitionSpec("fsdp", "tensor")),
+        ("encoder/layer_0/mlp/down/kernel", (256, 64), PartitionSpec("tensor", "fsdp")),
+        ("encoder/embeddings/token/embedding", (100, 64), PartitionSpec("tensor", "fsdp")),
+        ("0/mu/encoder/embeddings/token/embedding", (100, 64), PartitionSpec("tensor", "fsdp")),
+        ("encoder/layer_0/mlp_norm/scale", (63,), PartitionSpec(None)),  # 2 does not divide 63
+        ("encoder/layer_0/mlp_norm/scale", (64,), PartitionSpec("fsdp")),
+        ("step", (), PartitionSpec()),
+    ],
+)
+def test_partition(name, shape, expected):
+    assert sharding.partition(name, shape, mesh_of(2, 2, 2)) == expected
+
+
+def test_heads_that_tensor_does_not_divide_are_refused():
+    with pytest.raises(UserError, match="config.mesh.tensor=4 does not divide .*query/kernel"):
+        sharding.partition("encoder/layer_0/attention/query/kernel", (64, 6, 16), mesh_of(1, 2, 4))
+
+
+def test_batches_that_devices_do_not_divide_are_refused():
+    config = ConfigDict(
+        dict(train=dict(batch_size=24, accumulation=2), evaluate=dict(batch_size=8))
+    )
+    with pytest.raises(UserError, match="config.train.batch_size: 12 rows .a microbatch. .* 8 dev"):
+        sharding.check_batch(config, mesh_of(8, 1, 1))
+    sharding.check_batch(config, mesh_of(2, 2, 2))
+    config.evaluate.batch_size = 6
+    with pytest.raises(UserError, match="config.evaluate.batch_size: 6 rows"):
+        sharding.check_batch(config, mesh_of(2, 2, 2))
+
+
+def test_rows_are_laid_out_in_order():
+    rows = np.arange(16, dtype=np.int32).reshape(8, 2)
+    placed = sharding.put_rows(rows, mesh_of(4, 2, 1))
+    assert placed.sharding.spec == PartitionSpec(("data", "fsdp"))
+    np.testing.assert_array_equal(jax.device_get(placed), rows)
+    assert [shard.data.tolist() for shard in placed.addressable_shards] == [
+        [row] for row in rows.tolist()
+    ]
+    assert placed.dtype == jnp.int32
