@@ -1,0 +1,358 @@
+"""Text to ids and back: SentencePiece, and what the rest of the project asks about its ids.
+
+Normalisation (`config.tokenizer.normalization`) comes first and is the only loss: the ids of a text
+decode to `Vocabulary.normalize(text)`. Under every rule a space is put before the text, so that its
+first word has the same pieces as elsewhere (decoding takes it away), and U+2581, by which
+SentencePiece writes a space, reads as a space.
+
+  identity               nothing else: spaces, tabs, controls and newlines all stay.
+  nfkc, nfkc_cf          Unicode's NFKC (and case folding); runs of spaces become one, those at the
+                         ends go. Newlines and tabs stay.
+  nmt_nfkc, nmt_nfkc_cf  the same, and newlines, tabs, other white space and U+FFFD become spaces,
+                         controls go. Paragraphs are then visible in the sentence starts alone.
+
+Where newlines stay, each is one token and no piece reaches across it.
+
+Where words and sentences start: see `boundaries`.
+"""
+
+import dataclasses
+import hashlib
+import heapq
+import io
+import json
+import pathlib
+import re
+from bisect import bisect_left
+from collections.abc import Iterable
+
+import numpy as np
+import sentencepiece
+from etils import epath
+
+from pretraining.data import boundaries, piece_model
+from pretraining.data.row import SENTENCE_START, WORD_START
+from pretraining.errors import UserError
+
+ROLES = ("pad", "unk", "bos", "eos", "cls", "sep", "mask")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """V token ids; no id is a literal anywhere else.
+
+    Attributes:
+      model_proto: the SentencePiece model.
+      size: V.
+      pad, unk, bos, eos, cls, sep, mask: special ids; two roles may share one, None = the model has
+        none.
+      special_ids: every id that stands for no text (control, unknown and unused pieces, and the
+        roles above), sorted; never corrupted, never drawn.
+      word_start: [V] bool, the piece starts a word wherever it stands.
+      bytes_per_id: [V] int32, UTF-8 bytes of normalised text that an id stands for: a space counts
+        1, a byte piece 1, an id without text 0. Over the ids of a document they sum to the bytes of
+        `normalize(text)` and 1 for the space put before it (which is what parts two documents),
+        unless characters are unknown (byte_fallback=False).
+      unigram_counts: [V] int64, how often an id occurs in the training split; 0 until counted.
+    """
+
+    model_proto: bytes
+    size: int
+    pad: int | None
+    unk: int | None
+    bos: int | None
+    eos: int | None
+    cls: int | None
+    sep: int | None
+    mask: int | None
+    special_ids: tuple[int, ...]
+    word_start: np.ndarray
+    bytes_per_id: np.ndarray
+    unigram_counts: np.ndarray
+
+    def encode(self, text: str) -> list[int]:
+        """Ids, none of them special but unk: "[MASK]" in a text is text."""
+        model = piece_model.load(self.model_proto)
+        return model.processor.encode(piece_model.as_text(text))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of any ids; control ids are silent, unk reads " ⁇ "."""
+        return piece_model.load(self.model_proto).processor.decode([int(i) for i in ids])
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """How the model writes each id; a space is U+2581."""
+        processor = piece_model.load(self.model_proto).processor
+        return [processor.id_to_piece(int(i)) for i in ids]
+
+    def normalize(self, text: str) -> str:
+        """The text that survives; see the top of this file."""
+        model = piece_model.load(self.model_proto)
+        text = model.processor.normalize(piece_model.as_text(text))
+        return piece_model.as_text(text)[model.prefix :]
+
+    def encode_document(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """A document as the store keeps it.
+
+        Takes about 100 bytes of memory for each character.
+
+        Returns:
+          ids: [n] int32, without eos.
+          boundary: [n] uint8, the bits of `Row.boundary`.
+        """
+        model = piece_model.load(self.model_proto)
+        text = piece_model.as_text(text)
+        normalized, origins = model.processor.normalize(text, with_offsets=True)
+        ids = np.array(model.processor.encode(text), np.int32)
+        if not ids.size:
+            return ids, np.zeros(0, np.uint8)
+        starts = piece_model.token_starts(model, text, normalized, ids)
+        words = boundaries.word_starts(normalized)
+        sentences = [bisect_left(origins, place) for place in boundaries.sentence_starts(text)]
+        word, sentence = self.word_start[ids], np.zeros(ids.size, bool)
+        word[_tokens_at(words, normalized, starts)] = True
+        sentence[_tokens_at(sentences, normalized, starts)] = True
+        word[0] = sentence[0] = True
+        return ids, (word * WORD_START + sentence * SENTENCE_START).astype(np.uint8)
+
+    def with_counts(self, counts: np.ndarray) -> "Vocabulary":
+        """The same vocabulary with `unigram_counts` [V]."""
+        counts = np.asarray(counts, np.int64)
+        if counts.shape != (self.size,):
+            raise ValueError(f"counts have shape {counts.shape}, expected ({self.size},)")
+        return dataclasses.replace(self, unigram_counts=counts)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the model and the special ids: of what ids mean, not of the counts."""
+        return _sha256(self.model_proto + json.dumps(self._special()).encode())
+
+    def save(self, folder) -> None:
+        """Writes `tokenizer.model`, `unigram_counts.npy` and, last, `vocabulary.json`."""
+        folder = epath.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        counts = io.BytesIO()
+        np.save(counts, self.unigram_counts, allow_pickle=False)
+        contents = {"tokenizer.model": self.model_proto, "unigram_counts.npy": counts.getvalue()}
+        for name, content in contents.items():
+            (folder / name).write_bytes(content)
+        description = {
+            "kind": "sentencepiece",
+            "size": self.size,
+            **self._special(),
+            "fingerprint": self.fingerprint,
+            "sha256": {name: _sha256(content) for name, content in contents.items()},
+        }
+        (folder / "vocabulary.json").write_text(json.dumps(description, indent=2) + "\n")
+
+    @staticmethod
+    def load(folder) -> "Vocabulary":
+        """Reads what `save` wrote.
+
+        Raises:
+          UserError: a file is missing, or is not what was written.
+        """
+        folder = epath.Path(folder)
+        damaged = UserError(f"{folder / 'vocabulary.json'} is damaged")
+        try:
+            description = json.loads(_read(folder / "vocabulary.json"))
+            expected, special = description["sha256"], description["special_ids"]
+            known = description["kind"], description["size"], description["fingerprint"]
+            roles = {role: description[role] for role in ROLES}
+            content = {name: _read(folder / name, expected[name]) for name in sorted(expected)}
+            vocabulary = _vocabulary(content["tokenizer.model"])
+        except (ValueError, KeyError, TypeError):
+            raise damaged from None
+        vocabulary = dataclasses.replace(vocabulary, **roles, special_ids=tuple(special))
+        if known != ("sentencepiece", vocabulary.size, vocabulary.fingerprint):
+            raise damaged
+        counts = np.load(io.BytesIO(content["unigram_counts.npy"]), allow_pickle=False)
+        return vocabulary.with_counts(counts)
+
+    def _special(self) -> dict:
+        return {role: getattr(self, role) for role in ROLES} | {"special_ids": self.special_ids}
+
+
+def _tokens_at(places: list[int], normalized: str, starts: np.ndarray) -> np.ndarray:
+    """The tokens, of those that start at `starts` [n], that hold the characters at `places`.
+
+    A space before the character belongs to it. Of the bytes of a character the first one counts.
+    """
+    inside = [place for place in places if place < len(normalized)]
+    before = [p - (p > 0 and normalized[p - 1] == piece_model.SPACE) for p in inside]
+    token = np.searchsorted(starts, np.array(before, np.int64), side="right") - 1
+    return np.searchsorted(starts, starts[token])
+
+
+def train(texts: Iterable[str], tokenizer_config) -> Vocabulary:
+    """A SentencePiece vocabulary with pad 0, unk 1, bos = cls 2, eos = sep 3 and mask 4.
+
+    The same texts, settings and version of SentencePiece give the same vocabulary on any machine.
+
+    Args:
+      texts: what it learns from, all of it; see `sample`.
+      tokenizer_config: `config.tokenizer`.
+
+    Raises:
+      UserError: no text, an unknown kind or normalization, a character coverage outside
+        [0.98, 1], a size that the texts do not fill or that does not hold their characters.
+    """
+    config = tokenizer_config
+    _check_config(config)
+    texts = [piece_model.as_text(text) for text in texts if not text.isspace() and text]
+    if not texts:
+        raise UserError("the tokenizer has no text: see config.data.corpus, tokenizer.sample_bytes")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type=config.kind,
+            vocab_size=config.size,
+            character_coverage=config.character_coverage,
+            byte_fallback=config.byte_fallback,
+            normalization_rule_name=config.normalization,
+            remove_extra_whitespaces=config.normalization != "identity",
+            user_defined_symbols=[] if config.normalization.startswith("nmt_") else ["\n"],
+            **_SPECIAL,
+            max_sentence_length=1 << 30,
+            num_threads=16,  # sums are rounded by thread: a fixed number, never that of the cores
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(_reason(str(error), config)) from None
+    return _vocabulary(model.getvalue())
+
+
+# A control symbol, unlike a user-defined one, is never found in a text.
+_SPECIAL = dict(
+    pad_id=0,
+    unk_id=1,
+    bos_id=2,
+    eos_id=3,
+    pad_piece="[PAD]",
+    unk_piece="[UNK]",
+    bos_piece="[CLS]",
+    eos_piece="[SEP]",
+    control_symbols=["[MASK]"],
+)
+
+
+def _check_config(config):
+    allowed = {
+        "kind": ("unigram", "bpe"),
+        "normalization": ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity"),
+    }
+    for key, values in allowed.items():
+        if config[key] not in values:
+            names = ", ".join(values)
+            raise UserError(f"config.tokenizer.{key}={config[key]!r}: allowed are {names}")
+    if not 0.98 <= config.character_coverage <= 1:
+        coverage = config.character_coverage
+        raise UserError(f"config.tokenizer.character_coverage={coverage}: allowed are 0.98 to 1")
+    least = 6 + 256 * config.byte_fallback
+    if config.size < least:
+        raise UserError(
+            f"config.tokenizer.size={config.size}: special and byte pieces need {least}"
+        )
+
+
+def _reason(message: str, config) -> str:
+    size = f"config.tokenizer.size={config.size}"
+    if largest := re.search(r"Please set it to a value <= (\d+)", message):
+        return f"{size} is more than the corpus supports: at most {largest[1]}"
+    if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+        return (
+            f"{size} does not hold the characters of the corpus: at least {least[1]}, or lower"
+            f" config.tokenizer.character_coverage={config.character_coverage}"
+        )
+    return f"SentencePiece cannot train: {message}"
+
+
+def load_model(path: str | pathlib.Path) -> Vocabulary:
+    """The vocabulary of an existing SentencePiece .model, with its own ids.
+
+    cls, sep and mask are its pieces [CLS] or <cls>, [SEP] or <sep>, [MASK] or <mask>. Where one of
+    cls and bos, or of sep and eos, is missing, the other serves as both. What the model declares a
+    user-defined symbol, be it <mask>, it also finds in texts; a control symbol it does not.
+
+    Raises:
+      UserError: no such file, no SentencePiece model, or one that writes spaces after words.
+    """
+    model_proto = _read(epath.Path(path).expanduser())
+    try:
+        return _vocabulary(model_proto)
+    except RuntimeError:
+        raise UserError(f"config.tokenizer.model={str(path)!r} is no SentencePiece model") from None
+
+
+def _vocabulary(model_proto: bytes) -> Vocabulary:
+    model = piece_model.load(model_proto)
+    roles = _roles(model)
+    special = {*model.silent, *roles.values()} - {None}
+    return Vocabulary(
+        model_proto=model_proto,
+        size=len(model.texts),
+        **roles,
+        special_ids=tuple(sorted(special)),
+        word_start=np.array([boundaries.starts_word(text) for text in model.texts]),
+        bytes_per_id=model.lengths,
+        unigram_counts=np.zeros(len(model.texts), np.int64),
+    )
+
+
+def _roles(model: piece_model.Model) -> dict[str, int | None]:
+    def first(*ids):
+        return next((i for i in ids if i is not None and i >= 0), None)
+
+    processor, named = model.processor, model.named.get
+    bos, eos = processor.bos_id(), processor.eos_id()
+    cls, sep = first(named("[CLS]"), named("<cls>")), first(named("[SEP]"), named("<sep>"))
+    return {
+        "pad": first(processor.pad_id()),
+        "unk": first(processor.unk_id()),
+        "bos": first(bos, cls),
+        "eos": first(eos, sep),
+        "cls": first(cls, bos),
+        "sep": first(sep, eos),
+        "mask": first(named("[MASK]"), named("<mask>")),
+    }
+
+
+def _read(path, sha256: str | None = None) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    if sha256 is not None and _sha256(content) != sha256:
+        raise UserError(f"{path} is damaged: it is not what was written")
+    return content
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def sample(documents: Iterable[str], max_bytes: int) -> list[str]:
+    """A sample of at most `max_bytes` bytes of UTF-8, the same in whatever order documents come.
+
+    Documents are cut at white space into parts of at most 4000 characters. Equal parts count once,
+    the others are put in the order of their hashes, and the first of them are taken until one does
+    not fit: a uniform sample of the text. Memory holds the sample and one document.
+    """
+    kept: dict[int, str] = {}  # by hash
+    largest: list[int] = []  # a heap of negated hashes
+    size, bound = 0, 1 << 64  # hashes from the bound on are out
+    for part in (part for document in documents for part in _PART.findall(document)):
+        content = part.encode()
+        key = int.from_bytes(hashlib.blake2b(content, digest_size=8, person=b"sample").digest())
+        if key < bound and key not in kept:
+            kept[key] = part
+            heapq.heappush(largest, -key)
+            size += len(content)
+        while size > max_bytes:
+            bound = -heapq.heappop(largest)
+            size -= len(kept.pop(bound).encode())
+    return [kept[key] for key in sorted(kept)]
+
+
+_PART = re.compile(r"(?s)\S.{0,3999}(?=\s|\Z)|\S.{0,3999}")
