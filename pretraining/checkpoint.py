@@ -1,0 +1,380 @@
+"""Checkpoints: written by Orbax in the background, then sealed by a manifest.
+
+`<folder>/<step>/` holds the items `params`, `ema`, `optimizer` and `rest` (step, counters, ...),
+each readable alone, and `manifest.json`: the size and SHA-256 of every file, the shape of every
+array. Orbax restores a flipped byte in silence; here a checkpoint counts only if its manifest,
+written last, is there and agrees with what is on disk.
+
+Every method of `Checkpoints` is to be called by all processes; process 0 seals, judges and deletes.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from pretraining.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+_ITEMS = ("params", "ema", "optimizer")  # fields of the state that are stored apart
+_REST = "rest"
+
+
+class Checkpoints:
+    """The checkpoints of one run. Only `save` changes the folder: others may look at a live run.
+
+    Args:
+      folder: where the step folders lie; made by the first save.
+      keep: newest checkpoints kept, at least 1.
+      keep_every: steps divisible by it are kept for ever; 0 = none.
+
+    Raises:
+      UserError: `keep` or `keep_every` is out of range.
+    """
+
+    def __init__(self, folder, keep: int, keep_every: int = 0):
+        from etils import epath
+
+        if keep < 1:
+            raise UserError(f"config.checkpoint.keep={keep} is out of range: at least 1")
+        if keep_every < 0:
+            raise UserError(
+                f"config.checkpoint.keep_every={keep_every} is out of range: at least 0"
+            )
+        self._folder, self._keep, self._keep_every = epath.Path(folder), keep, keep_every
+        self._orbax = _checkpointer()
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "seal_checkpoint")
+        self._sealing: concurrent.futures.Future | None = None
+        self._verified: set[int] = set()  # known to agree with their manifests
+        self._damaged: set[int] = set()  # known not to; moved out of the way by the next save
+
+    def save(self, step: int, state) -> None:
+        """Starts to write `state`, a dataclass of arrays, as the checkpoint of `step`.
+
+        Returns when the arrays are copied off the device, so that they may be donated; writing,
+        hashing and the deletion of old checkpoints go on in the background. Waits for the save
+        before it, and raises what went wrong in there. A step that is saved and verified already
+        stays as it is.
+        """
+        import orbax.checkpoint as ocp
+
+        self.wait()
+        if _agree(lambda: self._is_verified(step)):
+            return
+        if jax.process_index() == 0:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._set_aside(self._damaged | {step})
+        self._damaged = set()
+        arrays = _by_path(state)
+        items = {name: ocp.args.PyTreeSave(tree) for name, tree in _items(arrays).items()}
+        self._orbax.save(self._folder / str(step), args=ocp.args.Composite(**items))
+        shapes = {"/".join(path): _shape(leaf) for path, leaf in arrays.items()}
+        self._sealing = self._thread.submit(self._seal, step, shapes)
+
+    def newest(self) -> int | None:
+        """The newest step whose checkpoint is whole; None if there is none.
+
+        Newer ones that are not are logged, one line each, and left out from now on; the next
+        `save` renames them to `<step>.damaged`.
+        """
+        self.wait()
+        step = _agree(self._newest)
+        return None if step < 0 else step
+
+    def restore(self, step: int, abstract_state):
+        """The state of `step`, bit for bit.
+
+        Args:
+          step: which; verified first, unless `newest` or `save` has done so.
+          abstract_state: the state as jax.ShapeDtypeStruct with shardings, on any mesh.
+
+        Raises:
+          UserError: no such checkpoint, a damaged one, or one of other arrays: all are listed.
+        """
+        import orbax.checkpoint as ocp
+
+        self.wait()
+        if not _agree(lambda: self._is_verified(step)):
+            raise UserError(_refusal(self._folder, step))
+        wanted = _by_path(abstract_state)
+        _check_shapes(self._folder / str(step), wanted)
+        items = {
+            name: ocp.args.PyTreeRestore(
+                item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
+            )
+            for name, tree in _items(wanted).items()
+        }
+        restored = self._orbax.restore(self._folder / str(step), args=ocp.args.Composite(**items))
+        arrays = _joined({name: restored[name] for name in items})
+        return jax.tree.unflatten(
+            jax.tree.structure(abstract_state), [arrays[path] for path in wanted]
+        )
+
+    def wait(self) -> None:
+        """Returns when the last save is verified; raises what went wrong in it."""
+        if self._sealing is not None:
+            sealing, self._sealing = self._sealing, None
+            sealing.result()
+
+    def close(self) -> None:
+        """Waits, and stops the threads."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._orbax.close()
+
+    def _seal(self, step: int, shapes: dict[str, str]) -> None:
+        self._orbax.wait_until_finished()  # returns on every process after all have written
+        if jax.process_index() == 0:
+            _write_manifest(self._folder / str(step), shapes)
+            self._verified.add(step)
+            self._retire()
+
+    def _retire(self) -> None:
+        """Deletes what Orbax left half written, and what is older than the newest `keep`."""
+        entries = _entries(self._folder)
+        sealed = sorted(
+            step for path, step in entries if path.name == str(step) and (path / MANIFEST).exists()
+        )
+        oldest = sealed[-self._keep :][0]
+        for path, step in entries:
+            forever = self._keep_every and step % self._keep_every == 0 and step in sealed
+            if path.name == str(step) and (step >= oldest or forever):
+                continue
+            if step < oldest or path.name.endswith(_UNWRITTEN):
+                (path / MANIFEST).unlink(missing_ok=True)  # first: half a checkpoint is none
+                path.rmtree()
+                self._verified.discard(step)
+
+    def _newest(self) -> int:
+        step, damage = _newest(self._folder, self._verified)
+        self._damaged |= damage.keys()
+        self._verified |= {step} - {-1}
+        return step
+
+    def _is_verified(self, step: int) -> bool:
+        if step not in self._verified and _damage(self._folder / str(step)) is None:
+            self._verified.add(step)
+        return step in self._verified
+
+    def _set_aside(self, steps) -> None:
+        for step in steps:
+            if (self._folder / str(step)).exists():
+                aside = self._folder / f"{step}{_DAMAGED}"
+                if aside.exists():
+                    aside.rmtree()
+                (self._folder / str(step)).rename(aside)
+
+
+def load_parameters(folder, step: int | None = None, ema: bool = False) -> tuple[Any, int]:
+    """Parameters for a notebook: read on one CPU, whatever devices wrote them.
+
+    Args:
+      folder: the folder that `Checkpoints` wrote.
+      step: which checkpoint; None = the newest whole one.
+      ema: the moving average instead of the parameters.
+
+    Returns:
+      (nested dict of numpy arrays, its step).
+
+    Raises:
+      UserError: no such checkpoint, a damaged one, or one without moving average.
+    """
+    import orbax.checkpoint as ocp
+    from etils import epath
+
+    folder, item = epath.Path(folder), "ema" if ema else "params"
+    if step is None:
+        step, _ = _newest(folder, (), item)
+        if step < 0:
+            raise UserError(f"{folder} holds no whole checkpoint")
+    elif _damage(folder / str(step), item) is not None:
+        raise UserError(_refusal(folder, step, item))
+    paths = [tuple(name.split("/")) for name in _read_manifest(folder / str(step))["arrays"]]
+    tree = _items(dict.fromkeys(paths, ocp.RestoreArgs(restore_type=np.ndarray))).get(item)
+    if tree is None:
+        raise UserError(f"checkpoint {folder / str(step)} holds no {item}")
+    reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    arguments = ocp.args.PyTreeRestore(restore_args=tree)
+    return reader.restore(folder / str(step) / item, args=arguments), step
+
+
+# ------------------------------------------------------------------------------------------ Orbax
+
+
+def _checkpointer():
+    import orbax.checkpoint as ocp
+
+    # Slicing replicas so that every process writes a part of them pays only where there are several
+    # processes: each new shape of slice is compiled, on the training thread.
+    arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=jax.process_count() > 1)
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    handlers = {
+        name: ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+        for name in (*_ITEMS, _REST)
+    }
+    return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers))
+
+
+def _by_path(state) -> dict[tuple[str, ...], Any]:
+    """{("params", "encoder", ...): leaf}, in the order of the leaves."""
+    return {
+        tuple(jax.tree_util.keystr((key,), simple=True) for key in path): leaf
+        for path, leaf in jax.tree.leaves_with_path(state)
+    }
+
+
+def _items(arrays: dict[tuple[str, ...], Any]) -> dict[str, Any]:
+    """{item: nested dict}: the fields that are read alone, and all others together."""
+    tree = traverse_util.unflatten_dict(arrays)
+    items = {name: tree.pop(name) for name in _ITEMS if name in tree}
+    return items | ({_REST: tree} if tree else {})
+
+
+def _joined(items: dict[str, Any]) -> dict[tuple[str, ...], Any]:
+    """The inverse of `_items`."""
+    rest = items.get(_REST, {})
+    return traverse_util.flatten_dict({n: t for n, t in items.items() if n != _REST} | rest)
+
+
+def _shape(leaf) -> str:
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+
+
+def _check_shapes(folder, wanted) -> None:
+    saved = _read_manifest(folder)["arrays"]
+    shapes = {"/".join(path): _shape(leaf) for path, leaf in wanted.items()}
+    different = [
+        f"  {name}: saved {saved.get(name, 'nothing')}, wanted {shapes.get(name, 'nothing')}"
+        for name in sorted(saved | shapes)
+        if saved.get(name) != shapes.get(name)
+    ]
+    if different:
+        raise UserError(f"checkpoint {folder} is of another model:\n" + "\n".join(different))
+
+
+def _agree(decide: Callable[[], int]) -> int:
+    """What process 0 decides, on every process."""
+    if jax.process_count() == 1:
+        return int(decide())
+    from jax.experimental import multihost_utils
+
+    own = int(decide()) if jax.process_index() == 0 else 0
+    return int(multihost_utils.broadcast_one_to_all(np.int32(own)))
+
+
+# --------------------------------------------------------------------------------------- manifest
+
+
+def _write_manifest(folder, shapes: dict[str, str]) -> None:
+    files = {
+        str(path.relative_to(folder)): {"size": path.stat().length, "sha256": _sha256(path)}
+        for path in _files(folder)
+    }
+    content = {"arrays": shapes, "files": files}
+    temporary = folder / f"{MANIFEST}.tmp"
+    temporary.write_text(json.dumps({"sha256": _digest(content), **content}, indent=1) + "\n")
+    temporary.replace(folder / MANIFEST)
+
+
+def _files(folder) -> Iterator[Any]:
+    for path in sorted(folder.iterdir()):
+        yield from _files(path) if path.is_dir() else [path]
+
+
+def _read_manifest(folder) -> dict[str, Any]:
+    """The manifest of one checkpoint; ValueError where it is not what was written."""
+    content = json.loads((folder / MANIFEST).read_text())
+    if content.pop("sha256") != _digest(content):
+        raise ValueError("its own checksum differs")
+    return content
+
+
+def _digest(content) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damage(folder, item: str = "") -> str | None:
+    """What differs from the manifest, in the whole checkpoint or in one item; None if nothing."""
+    if not (folder / MANIFEST).exists():
+        return f"{MANIFEST} is missing: the save was not finished"
+    try:
+        files = _read_manifest(folder)["files"]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        return f"{MANIFEST} is damaged: {error}"
+    names = [name for name in files if not item or name.startswith(f"{item}/")]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        found = pool.map(lambda name: _file_damage(folder, name, **files[name]), names)
+        return next(filter(None, found), None)
+
+
+def _file_damage(folder, name: str, size: int, sha256: str) -> str | None:
+    try:
+        if (present := (folder / name).stat().length) != size:
+            return f"{name} has {present} bytes instead of {size}"
+        if _sha256(folder / name) != sha256:
+            return f"{name} has another SHA-256 than when it was written"
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except OSError as error:
+        return f"{name} cannot be read: {error}"
+    return None
+
+
+# ----------------------------------------------------------------------------------------- folder
+
+_DAMAGED = ".damaged"
+_UNWRITTEN = ".orbax-checkpoint-tmp"
+
+
+def _entries(folder) -> list[tuple[Any, int]]:
+    """(path, step) of the checkpoints, of those set aside and of what Orbax left half written."""
+    if not folder.exists():
+        return []
+    pattern = re.compile(rf"(\d+)({re.escape(_DAMAGED)}|{re.escape(_UNWRITTEN)}.*)?")
+    matches = [(path, pattern.fullmatch(path.name)) for path in folder.iterdir()]
+    return [(path, int(match[1])) for path, match in matches if match]
+
+
+def _steps(folder) -> list[int]:
+    """The steps that have a folder, newest first, whole or not."""
+    return sorted((step for path, step in _entries(folder) if path.name == str(step)), reverse=True)
+
+
+def _newest(folder, verified, item: str = "") -> tuple[int, dict[int, str]]:
+    """The newest whole step, or -1, and {step: damage} of those after it, which are logged."""
+    damaged, newest = {}, -1
+    for step in _steps(folder):
+        damage = None if step in verified else _damage(folder / str(step), item)
+        if damage is None:
+            newest = step
+            break
+        damaged[step] = damage
+    instead = f"step {newest} is used instead" if newest >= 0 else "there is no other"
+    for step, damage in damaged.items():
+        _log.warning("checkpoint %s is not used: %s; %s", folder / str(step), damage, instead)
+    return newest, damaged
+
+
+def _refusal(folder, step: int, item: str = "") -> str:
+    if step in _steps(folder):
+        return (
+            f"checkpoint {folder / str(step)} cannot be used: {_damage(folder / str(step), item)}"
+        )
+    present = ", ".join(map(str, reversed(_steps(folder)))) or "none"
+    return f"there is no checkpoint of step {step} in {folder}; there are: {present}"
