@@ -332,6 +332,24 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def stand_in(size: int) -> Vocabulary:
+    """A vocabulary without a tokenizer, for checks and benchmarks that need no text.
+
+    Its first five ids are special, every third of the others begins a word, all occur alike.
+    """
+    ids = np.arange(size)
+    roles = dict(pad=0, unk=1, bos=2, eos=3, cls=2, sep=3, mask=4)
+    return Vocabulary(
+        model_proto=b"",
+        size=size,
+        **roles,
+        special_ids=tuple(range(5)),
+        word_start=ids % 3 == 0,
+        bytes_per_id=np.where(ids < 5, 0, 4).astype(np.int32),
+        unigram_counts=(ids >= 5).astype(np.int64),
+    )
+
+
 def sample(documents: Iterable[str], max_bytes: int) -> list[str]:
     """A sample of at most `max_bytes` bytes of UTF-8, the same in whatever order documents come.
 

@@ -1,0 +1,145 @@
+"""Documents to tokens in parallel processes, in order and within bounded memory."""
+
+import collections
+import concurrent.futures
+import contextlib
+import functools
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from pretraining.data import corpus, store
+from pretraining.data.store import Encoded
+from pretraining.data.tokenizer import Vocabulary
+from pretraining.errors import UserError
+
+CHUNK_CHARACTERS = 1 << 18  # of the documents that a worker gets at once
+
+
+def encode_all(
+    texts: Iterable[str], vocabulary: Vocabulary, share: float, processes: int
+) -> Iterator[dict[str, Encoded]]:
+    """Tokenises documents and sorts them into splits; the result does not depend on `processes`.
+
+    Memory holds two chunks for each process, whatever the length of `texts`. The processes are
+    spawned and import neither the main module nor JAX; they end with the iterator, or when this
+    process dies.
+
+    Args:
+      texts: the documents; those that have no token are dropped.
+      share: of the documents that are held out, see `corpus.is_validation`.
+      processes: 1 = this one.
+
+    Yields:
+      {"train": .., "validation": ..} in the order of the documents.
+    """
+    if processes == 1:
+        yield from map(functools.partial(_encode, vocabulary, share), _chunked(texts))
+        return
+    executor = concurrent.futures.ProcessPoolExecutor(
+        processes, multiprocessing.get_context("spawn"), _start_worker, (vocabulary, share)
+    )
+    try:
+        submit = functools.partial(_submit, executor)
+        yield from in_order(submit, _chunked(texts), 2 * processes)
+    except concurrent.futures.process.BrokenProcessPool:
+        raise UserError(
+            f"a process that tokenised died, perhaps for want of memory: {processes} ran at once;"
+            " lower config.data.workers"
+        ) from None
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def in_order(
+    submit: Callable[..., concurrent.futures.Future], items: Iterable, window: int
+) -> Iterator:
+    """The results of `submit(item)` in the order of `items`, at most `window` of them at a time."""
+    pending: collections.deque[concurrent.futures.Future] = collections.deque()
+    for item in items:
+        pending.append(submit(item))
+        if len(pending) == window:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _chunked(texts: Iterable[str]) -> Iterator[list[str]]:
+    chunk, size = [], 0
+    for text in texts:
+        chunk.append(text)
+        size += len(text)
+        if size >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _encode(vocabulary: Vocabulary, share: float, texts: list[str]) -> dict[str, Encoded]:
+    sides = {name: [] for name in store.SPLITS}
+    for text in texts:
+        sides["validation" if corpus.is_validation(text, share) else "train"].append(text)
+    return {name: _encode_split(vocabulary, side) for name, side in sides.items()}
+
+
+def _encode_split(vocabulary: Vocabulary, texts: list[str]) -> Encoded:
+    tokens, flags, lengths, text_bytes = [], [], [], 0
+    for text in texts:
+        ids, boundary = vocabulary.encode_document(text)
+        if ids.size:
+            tokens += [ids, [vocabulary.eos]]
+            flags += [boundary, [0]]
+            lengths.append(ids.size + 1)
+            text_bytes += len(text.encode())
+    dtype = store.token_dtype(vocabulary.size)
+    return Encoded(
+        np.concatenate([*tokens, []], dtype=dtype, casting="unsafe"),
+        np.concatenate([*flags, []], dtype=np.uint8, casting="unsafe"),
+        np.array(lengths, np.int64),
+        text_bytes,
+    )
+
+
+# ------------------------------------------------------------------------------------- in workers
+
+_encode_here: Callable[[list[str]], dict[str, Encoded]]
+
+
+def _submit(executor, texts: list[str]) -> concurrent.futures.Future:
+    with _main_hidden():
+        return executor.submit(_encode_in_worker, texts)
+
+
+@contextlib.contextmanager
+def _main_hidden():
+    """Processes spawned inside do not import the main module, which in training imports JAX."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _start_worker(vocabulary: Vocabulary, share: float):
+    global _encode_here
+    _encode_here = functools.partial(_encode, vocabulary, share)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent():
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def _encode_in_worker(texts: list[str]) -> dict[str, Encoded]:
+    return _encode_here(texts)
