@@ -1,0 +1,301 @@
+"""One Transformer: BERT, RoBERTa, ELECTRA, GPT-2 and modern variants, by config.
+
+Letters: B rows, L positions, D width, E width of the embeddings, F inner width of the feed-forward
+block, H heads, d = D / H, N layers, V vocabulary.
+
+Parameters are float32 and have one layout, `layer_0`, `layer_1`, ..., whether layers run unrolled
+or scanned; compute is in `config.dtype`, norms and softmax in float32.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pretraining.errors import UserError
+from pretraining.models.attention import Attention, attend, dropout, rotary
+from pretraining.models.config import TransformerConfig
+
+ACTIVATIONS = {
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_erf": lambda x: jax.nn.gelu(x, approximate=False),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+class Transformer(nn.Module):
+    """Embeddings and N blocks.
+
+    A network that reads another one's embeddings (ELECTRA's generator) calls
+    `encode(other.embeddings(tokens), ...)`: its own embeddings are then never created.
+    """
+
+    config: TransformerConfig
+
+    def setup(self):
+        config = self.config
+        self.embeddings = Embeddings(config)
+        if config.embedding_width != config.width:
+            self.embeddings_project = dense(config, config.width)
+        self.layer = [Block(config) for _ in range(config.layers)]
+        if config.norm_order == "pre":
+            self.final_norm = norm(config)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        attention: Attention,
+        segments: jax.Array | None = None,
+        key: jax.Array | None = None,
+        all_layers: bool = False,
+    ) -> jax.Array | tuple[jax.Array, ...]:
+        """The hidden states of `tokens`.
+
+        Args:
+          tokens: [B, L] int32.
+          attention: who sees whom.
+          segments: [B, L] int32, segment types; None = all 0.
+          key: of the dropout; None = no dropout.
+          all_layers: return N + 1 arrays: after the embeddings and after each block, the last of
+            them after the final norm.
+
+        Returns:
+          [B, L, D] in the compute dtype, or the tuple of all layers.
+
+        Raises:
+          UserError: segments are given but `config.model.segments` is 0, or the attention kernel
+            cannot serve `attention`.
+        """
+        embedded = self.embeddings(tokens, segments, fold(key, 0))
+        return self.encode(embedded, attention, key, all_layers)
+
+    def encode(
+        self,
+        embedded: jax.Array,
+        attention: Attention,
+        key: jax.Array | None = None,
+        all_layers: bool = False,
+    ) -> jax.Array | tuple[jax.Array, ...]:
+        """The hidden states of embeddings [B, L, E]; the rest as in `__call__`."""
+        config = self.config
+        if config.embedding_width != config.width:
+            embedded = self.embeddings_project(embedded)
+        if self.is_initializing():
+            hidden = [layer(embedded, attention, None) for layer in self.layer]
+        else:
+            layers = [layer.variables["params"] for layer in self.layer]
+            hidden = _run(config, layers, embedded, attention, key, all_layers)
+        if config.norm_order == "pre":
+            hidden[-1] = normalize(self.final_norm, hidden[-1])
+        return (embedded, *hidden) if all_layers else hidden[-1]
+
+
+def _run(config, layers, hidden, attention, key, all_layers):
+    """The outputs of the blocks with parameters `layers`: at least the last, or `all_layers`."""
+    block = Block(config, parent=None)
+    step = _rematerialized(
+        config,
+        lambda params, hidden, key: block.apply({"params": params}, hidden, attention, key),
+    )
+    # The same keys in either execution, so that the dropout is the same too.
+    keys = None if key is None else jax.vmap(fold, (None, 0))(key, 1 + jnp.arange(len(layers)))
+    if config.execution == "scanned":
+        return _scanned(step, layers, hidden, keys, all_layers)
+    outputs = []
+    for index, params in enumerate(layers):
+        hidden = step(params, hidden, None if keys is None else keys[index])
+        outputs.append(hidden)
+    return outputs
+
+
+def _rematerialized(config, step):
+    """ "dots" keeps the products with weights; those of attention, L x L, are computed again."""
+    if config.remat == "none":
+        return step
+    dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    policy = dots if config.remat == "dots" else None
+    return jax.checkpoint(step, policy=policy, prevent_cse=config.execution == "unrolled")
+
+
+def _scanned(step, layers, hidden, keys, all_layers):
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+
+    def body(hidden, layer):
+        hidden = step(layer[0], hidden, layer[1])
+        return hidden, hidden if all_layers else None
+
+    last, outputs = jax.lax.scan(body, hidden, (stacked, keys))
+    return list(outputs) if all_layers else [last]
+
+
+class Embeddings(nn.Module):
+    """Sum of token, position and segment embeddings, then norm and dropout."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        config = self.config
+        self.token = embed(config, config.vocabulary_size)
+        if config.position == "learned":
+            self.position = embed(config, config.position_rows, config.position_init_std)
+        if config.segments:
+            self.segment = embed(config, config.segments)
+        if config.embedding_norm:
+            self.norm = norm(config)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segments: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """[B, L, E] in the compute dtype; arguments and errors as in `Transformer`."""
+        config = self.config
+        total = self.token(tokens)
+        if config.position == "learned":
+            total = total + self._positions(tokens.shape[1])
+        if config.segments:
+            total = total + self.segment(jnp.zeros_like(tokens) if segments is None else segments)
+        elif segments is not None:
+            raise UserError("config.model.segments=0, but the objective gives segment types")
+        if config.embedding_norm:
+            total = self.norm(total)
+        return dropout(total.astype(config.dtype), config.dropout, key)
+
+    def table(self) -> jax.Array:
+        """[V, E] float32, the token embeddings, which a tied head reads."""
+        return self.token.embedding
+
+    def _positions(self, length):
+        offset = self.config.position_offset
+        if offset + length > self.config.position_rows:
+            raise UserError(
+                f"config.model.position_rows={self.config.position_rows} is too small for {length} "
+                f"positions from config.model.position_offset={offset}"
+            )
+        return self.position.embedding[None, offset : offset + length]
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each with a residual connection and a norm.
+
+    The norm follows the sum in BERT's order ("post") and precedes the sub-layer in GPT-2's ("pre").
+    """
+
+    config: TransformerConfig
+
+    def setup(self):
+        self.attention_norm = norm(self.config)
+        self.attention = SelfAttention(self.config)
+        self.mlp_norm = norm(self.config)
+        self.mlp = MLP(self.config)
+
+    def __call__(
+        self, hidden: jax.Array, attention: Attention, key: jax.Array | None = None
+    ) -> jax.Array:
+        """[B, L, D] -> [B, L, D]."""
+        keys = [fold(key, place) for place in range(3)]
+        attend_all = lambda x: self.attention(x, attention, keys[0])
+        hidden = self._residual(attend_all, self.attention_norm, hidden, keys[1])
+        return self._residual(self.mlp, self.mlp_norm, hidden, keys[2])
+
+    def _residual(self, layer, norm, hidden, key):
+        rate = self.config.dropout
+        if self.config.norm_order == "pre":
+            return hidden + dropout(layer(normalize(norm, hidden)), rate, key)
+        return normalize(norm, hidden + dropout(layer(hidden), rate, key))
+
+
+class SelfAttention(nn.Module):
+    """Kernels: query, key, value [D, H, d]; out [H, d, D]."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        heads = (self.config.heads, self.config.head_width)
+        self.query = dense(self.config, heads)
+        self.key = dense(self.config, heads)
+        self.value = dense(self.config, heads)
+        self.out = dense(self.config, self.config.width, axis=(-2, -1))
+
+    def __call__(
+        self, hidden: jax.Array, attention: Attention, key: jax.Array | None = None
+    ) -> jax.Array:
+        """[B, L, D] -> [B, L, D]; `key` drops attention probabilities."""
+        turn = rotary if self.config.position == "rotary" else lambda x: x
+        out = attend(
+            turn(self.query(hidden)),
+            turn(self.key(hidden)),
+            self.value(hidden),
+            attention,
+            kernel=self.config.attention,
+            dropout_rate=self.config.attention_dropout,
+            dropout_key=key,
+        )
+        return self.out(out)
+
+
+class MLP(nn.Module):
+    """Kernels: up, gate [D, F]; down [F, D]. The gated form is Shazeer's (2020)."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        self.up = dense(self.config, self.config.mlp_width)
+        if self.config.gated:
+            self.gate = dense(self.config, self.config.mlp_width)
+        self.down = dense(self.config, self.config.width)
+
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """[B, L, D] -> [B, L, D]."""
+        activation = ACTIVATIONS[self.config.activation]
+        if self.config.gated:
+            return self.down(activation(self.gate(hidden)) * self.up(hidden))
+        return self.down(activation(self.up(hidden)))
+
+
+def dense(
+    config: TransformerConfig, features: int | tuple[int, ...], axis: int | tuple[int, ...] = -1
+) -> nn.Module:
+    """A projection of `axis` to `features`, with the dtypes, bias and initialization of `config`.
+
+    The normal is cut at 2 sd and not widened to make up for it, as in BERT's code
+    (bert/modeling.py, create_initializer): the sd of the weights is .88 of `init_std`.
+    """
+    return nn.DenseGeneral(
+        features,
+        axis=axis,
+        use_bias=config.bias,
+        dtype=config.dtype,
+        kernel_init=nn.initializers.truncated_normal(config.init_std),
+    )
+
+
+def embed(config: TransformerConfig, rows: int, init_std: float | None = None) -> nn.Module:
+    """A table [rows, E], initialized as in `dense`; read in float32."""
+    std = config.init_std if init_std is None else init_std
+    return nn.Embed(
+        rows, config.embedding_width, embedding_init=nn.initializers.truncated_normal(std)
+    )
+
+
+def norm(config: TransformerConfig) -> nn.Module:
+    """LayerNorm or RMSNorm in float32; see `normalize`."""
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(epsilon=config.norm_epsilon, dtype=jnp.float32)
+    return nn.LayerNorm(
+        epsilon=config.norm_epsilon,
+        dtype=jnp.float32,
+        use_bias=config.bias,
+        use_fast_variance=False,  # E[x^2] - E[x]^2 cancels where the mean is large
+    )
+
+
+def normalize(norm: nn.Module, x: jax.Array) -> jax.Array:
+    """`norm` in float32, the result in the dtype of x."""
+    return norm(x.astype(jnp.float32)).astype(x.dtype)
+
+
+def fold(key: jax.Array | None, place: int | jax.Array) -> jax.Array | None:
+    """The dropout key of one place; None (no dropout) stays None."""
+    return None if key is None else jax.random.fold_in(key, place)
