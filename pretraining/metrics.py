@@ -134,17 +134,16 @@ class Clock:
 
     def waited(self) -> None:
         """The batch has arrived: the time since the last call was spent waiting for it."""
-        now = time.perf_counter()
-        self.wait += now - self._last
-        self.seconds += now - self._last
-        self._last = now
+        self.wait += self.worked()
 
-    def stepped(self) -> None:
-        """One more step was dispatched, and the metrics of the one before it were fetched."""
+    def worked(self, steps: int = 0) -> float:
+        """The seconds since the last call were training, and brought `steps` steps."""
         now = time.perf_counter()
-        self.seconds += now - self._last
+        seconds = now - self._last
+        self.seconds += seconds
+        self.steps += steps
         self._last = now
-        self.steps += 1
+        return seconds
 
     def figures(self, step_tokens: int, step_flops: float, peak: float, steps_left: int) -> dict:
         """Throughput of the window.

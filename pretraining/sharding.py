@@ -27,7 +27,7 @@ _TENSOR_DIMENSIONS = (
     (r"mlp/(up|gate)/kernel$", 1),  # [D, F]: inner width
     (r"mlp/(up|gate)/bias$", 0),  # [F]
     (r"mlp/down/kernel$", 0),  # [F, D]
-    (r"token/embedding$", 0),  # [V, E]: vocabulary
+    (r"(token|output)/embedding$", 0),  # [V, E]: vocabulary
 )
 
 

@@ -49,7 +49,7 @@ def test_clock_shares_time_between_data_and_steps(monkeypatch):
         now[0] += 1.0
         clock.waited()
         now[0] += 3.0
-        clock.stepped()
+        clock.worked(steps=1)
     figures = clock.figures(step_tokens=800, step_flops=2e9, peak=1e9, steps_left=5)
     assert figures == pytest.approx(
         {

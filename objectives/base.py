@@ -1,0 +1,275 @@
+"""The contract of an objective, and what at least two objectives share.
+
+An objective is one file, `objectives/<name>.py`, with one function `build(config, vocabulary) ->
+Objective`. Everything in it is pure and stateless. `config` is the run's whole config; an objective
+reads `config.objective`, `config.model`, `config.data.sequence_length`, `config.data.copies` and
+`config.train.steps` (for schedules; the loop resolves durations to ints first), nothing else.
+
+Letters: B rows of a batch, L positions of the model, T = L - 3 payload tokens of a row, K predicted
+positions of a row (static), V vocabulary, D width.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pretraining.errors import UserError
+from pretraining.models.attention import Attention
+from pretraining.models.heads import LanguageModelHead, gather_positions
+from pretraining.models.transformer import Transformer, TransformerConfig
+
+
+class Term(NamedTuple):
+    """One term of a loss, never a mean: the loop divides by the weight of the whole global batch.
+
+    The loss is the sum over terms of scale * sum / (weight + smooth), where 0 / 0 = 0.
+
+    Attributes:
+      sum: [] float32, summed over everything that counts.
+      weight: [] float32, how much counted; depends on the example alone, not on the parameters.
+      scale: factor in the loss; 0 = a metric only.
+      smooth: added to the weight (SpanBERT divides by n + 1).
+    """
+
+    sum: jax.Array
+    weight: jax.Array
+    scale: float = 1.0
+    smooth: float = 0.0
+
+
+class Objective(NamedTuple):
+    """What the loop trains.
+
+    Attributes:
+      model: one Linen module, called as `model.apply({"params": params}, example, key)` with a
+        batch of examples; key None = no dropout. Its submodule `encoder` owns the embeddings.
+      schedule: step -> knobs, a dict of traced scalars that may change during training.
+      evaluation_knobs: the knobs of every evaluation.
+      corrupt: (key, row, knobs) -> example, for ONE row, static shapes. Validity (`length`),
+        corruption and loss masks are three different fields of the example.
+      loss: (apply, params, example, knobs, key, train) -> {name: Term} for a batch of examples;
+        `key` serves dropout only, `train` False switches dropout off.
+      context: what a queried position sees: "left" (then `generate` works) or "both" (`fill_mask`).
+      query: (row, positions [Q] of the payload) -> example for ONE row: predict the tokens at those
+        payload positions (position `row.length` = the next token), masking them where the
+        objective masks. None where it has no meaning.
+      log_probs: (apply, params, example) -> [B, Q, V] log-probabilities at the queried positions.
+      encode: (apply, params, example) -> N + 1 arrays [B, T, D]: vectors of the payload's tokens,
+        those of the embeddings and of every block.
+      describe: example of ONE row -> dict of named arrays to show; None = nothing to show.
+    """
+
+    model: nn.Module
+    schedule: Callable[[jax.Array], dict[str, jax.Array]]
+    evaluation_knobs: dict[str, Any]
+    corrupt: Callable[..., Any]
+    loss: Callable[..., dict[str, Term]]
+    context: Literal["left", "both"]
+    query: Callable[..., Any] | None = None
+    log_probs: Callable[..., jax.Array] | None = None
+    encode: Callable[..., tuple[jax.Array, ...]] | None = None
+    describe: Callable[[Any], dict[str, Any]] | None = None
+
+
+# ------------------------------------------------------------------------------------ the network
+
+
+class LanguageModel(nn.Module):
+    """An encoder and a language-model head.
+
+    An example has `tokens [B, L]`, `length [B]`, `document [B, L]` or None, and `positions [B, K]`,
+    the positions of the model whose output is read.
+    """
+
+    config: TransformerConfig
+    causal: bool
+
+    def setup(self):
+        self.encoder = Transformer(self.config)
+        self.head = LanguageModelHead(self.config)
+
+    def __call__(self, example, key: jax.Array | None = None) -> jax.Array:
+        """Logits [B, K, V] float32 at the positions of the example."""
+        return self.project(gather_positions(self.encode(example, key), example.positions))
+
+    def encode(self, example, key: jax.Array | None = None, all_layers: bool = False) -> Any:
+        """Hidden states [B, L, D], or those of the embeddings and of every block."""
+        attention = Attention(causal=self.causal, length=example.length, document=example.document)
+        return self.encoder(example.tokens, attention, key=key, all_layers=all_layers)
+
+    def project(self, hidden: jax.Array) -> jax.Array:
+        """Logits [..., V] float32 of hidden states [..., D]."""
+        return self.head(hidden, self.encoder.embeddings.table())
+
+
+def log_probs(apply: Callable, params: Any, example: Any) -> jax.Array:
+    """Log-probabilities [B, K, V] at the positions of a `LanguageModel`'s example, no dropout."""
+    return jax.nn.log_softmax(apply({"params": params}, example))
+
+
+def encode(apply: Callable, params: Any, example: Any) -> tuple[jax.Array, ...]:
+    """Every layer's vectors [B, T, D] of the payload, which one token precedes in a `frame`."""
+    layers = apply({"params": params}, example, all_layers=True, method="encode")
+    return tuple(layer[:, 1 : layer.shape[1] - 2] for layer in layers)
+
+
+# --------------------------------------------------------------------------------------- the loss
+
+
+class Sums(NamedTuple):
+    """Weighted sums over positions of what one pass over the logits gives; all [] float32.
+
+    Attributes:
+      nll: -log p(label).
+      uniform: -log p averaged over the vocabulary: cross-entropy against the uniform distribution.
+      squared_log_z: the square of the logarithm of the softmax's denominator.
+      correct: 1 where no logit is higher than the label's.
+    """
+
+    nll: jax.Array
+    uniform: jax.Array
+    squared_log_z: jax.Array
+    correct: jax.Array
+
+
+def cross_entropy(
+    project: Callable[[jax.Array], jax.Array],
+    hidden: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array,
+    chunk: int,
+) -> Sums:
+    """Cross-entropy in float32, with logits of at most `chunk` positions of a row at once.
+
+    No array of more than B x chunk x V elements exists, forward or backward: the backward pass
+    computes the logits again, chunk by chunk. With K <= chunk there is nothing to save, and the
+    logits are kept.
+
+    Args:
+      project: hidden [B, chunk, D] -> logits [B, chunk, V].
+      hidden: [B, K, D].
+      labels: [B, K] int32.
+      weights: [B, K] float32.
+      chunk: `config.model.logits_chunk`; need not divide K.
+    """
+    if labels.shape[1] <= chunk:
+        return _sums(project(hidden), labels, weights)
+
+    def chunks(x):
+        """[B, K, ...] -> [K / chunk, B, chunk, ...]; what is filled up has weight 0."""
+        widths = [(0, 0)] * x.ndim
+        widths[1] = (0, -x.shape[1] % chunk)
+        x = jnp.pad(x, widths)
+        return x.reshape(x.shape[0], -1, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)  # scan keeps the two passes apart
+    def add(total, part):
+        hidden, labels, weights = part
+        return jax.tree.map(jnp.add, total, _sums(project(hidden), labels, weights))
+
+    start = Sums(*[jnp.zeros((), jnp.float32)] * len(Sums._fields))
+    parts = (chunks(hidden), chunks(labels), chunks(weights))
+    return jax.lax.scan(lambda total, part: (add(total, part), None), start, parts)[0]
+
+
+def _sums(logits, labels, weights):
+    logits = logits.astype(jnp.float32)
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    label_logit = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    nll = log_z - label_logit
+    # Not argmax, which takes as long as a third of all else on a CPU.
+    correct = (label_logit >= logits.max(axis=-1)).astype(jnp.float32)
+    values = Sums(nll, log_z - logits.mean(axis=-1), jnp.square(log_z), correct)
+    return jax.tree.map(lambda value: jnp.sum(value * weights), values)
+
+
+def prediction_terms(name: str, sums: Sums, labels, weights, unigram_nll) -> dict[str, Term]:
+    """The loss term `name`, and the metrics that make it readable.
+
+    `accuracy`, and `unigram_loss`: the cross-entropy of the same labels under their frequencies in
+    the training split, what a model without context reaches.
+
+    Args:
+      labels, weights: [B, K].
+      unigram_nll: [V], see `unigram_nll`.
+    """
+    total = weights.sum()
+    unigram = jnp.sum(jnp.asarray(unigram_nll)[labels] * weights)
+    return {
+        name: Term(sums.nll, total),
+        "accuracy": Term(sums.correct, total, scale=0.0),
+        "unigram_loss": Term(unigram, total, scale=0.0),
+    }
+
+
+def unigram_nll(vocabulary) -> np.ndarray:
+    """[V] float32: -log of each token's share of the training split, add-one smoothed."""
+    counts = np.asarray(vocabulary.unigram_counts, np.float64) + 1
+    return -np.log(counts / counts.sum()).astype(np.float32)
+
+
+# -------------------------------------------------------------------------------------- the format
+
+
+def frame(tokens, length, size: int, first: int, last: int, fill: int) -> jax.Array:
+    """[first] tokens [last], filled up to `size`: [size] int32.
+
+    Args:
+      tokens: [T], T <= size - 2.
+      length: [] int32, valid tokens.
+    """
+    position = jnp.arange(size)
+    inner = jnp.pad(tokens, (1, size - 1 - tokens.shape[0]))
+    outer = jnp.where(position == length + 1, last, fill)
+    framed = jnp.where(position <= length, inner, outer).at[0].set(first)
+    return framed.astype(jnp.int32)
+
+
+def frame_document(row, size: int) -> jax.Array:
+    """The documents of a framed row, [size] int32.
+
+    The token before the payload shares the first document, what follows it the last.
+    """
+    inner = jnp.clip(jnp.arange(size) - 1, 0, jnp.maximum(row.length - 1, 0))
+    return row.document[inner]
+
+
+def padding(vocabulary) -> int:
+    """The id that fills up: pad, or any id where there is none, since nothing reads it."""
+    return 0 if vocabulary.pad is None else vocabulary.pad
+
+
+# ------------------------------------------------------------------------------------- the config
+
+
+def require(vocabulary, objective: str, *names: str) -> None:
+    """Raises UserError unless the vocabulary has these special tokens."""
+    for name in names:
+        if getattr(vocabulary, name) is None:
+            raise UserError(
+                f"config.objective.name={objective!r} needs a {name!r} token, "
+                "which the vocabulary lacks"
+            )
+
+
+def check_choice(config, key: str, allowed: Iterable[str]) -> None:
+    """Raises UserError unless `config.objective.<key>` is one of `allowed`."""
+    if config.objective[key] not in allowed:
+        raise UserError(
+            f"config.objective.{key}={config.objective[key]!r} is not one of {', '.join(allowed)}"
+        )
+
+
+def check_range(config, key: str, low: float, high: float = math.inf) -> None:
+    """Raises UserError unless `config.objective.<key>` is in [low, high]."""
+    if not low <= config.objective[key] <= high:
+        allowed = f"at least {low}" if high == math.inf else f"in [{low}, {high}]"
+        raise UserError(
+            f"config.objective.{key}={config.objective[key]!r} is out of range: {allowed}"
+        )

@@ -1,0 +1,85 @@
+"""Masked language modelling: predict the tokens that were hidden (Devlin et al. 2019, section 3.1).
+
+Chosen tokens become [MASK], a random token, or stay; the loss is the cross-entropy at all of them,
+over their number in the global batch. What an ablation turns is a key of `config.objective`: how
+many tokens (`mask_rate`, `predict_rate`, `count`), which (`unit`), and what stands in their place.
+RoBERTa (Liu et al. 2019) and "Should You Mask 15 %?" (Wettig et al. 2023) are settings of it.
+
+Departures from bert/create_pretraining_data.py: masks are drawn anew at every step, as in RoBERTa;
+one segment and no next-sentence prediction, as in RoBERTa and SpanBERT; the denominator of the loss
+has no 1e-5 added (`smooth` adds it). Random tokens are drawn from the whole vocabulary as in BERT,
+[MASK], padding and the original included; `random_tokens` has RoBERTa's and SpanBERT's ways too.
+Departure from RoBERTa: special tokens are never chosen, though they count in the length.
+
+Evaluation always corrupts `evaluation_mask_rate` (15 %) of the tokens, predicts all of them and
+replaces 80/10/10, whatever training does, so that runs compare; the unit and the count rule stay
+those of training.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from objectives import base, masking
+from objectives.base import Objective, Term
+from pretraining.models.heads import gather_positions
+from pretraining.models.transformer import TransformerConfig
+
+
+def build(config, vocabulary) -> Objective:
+    """The objective; configs/masked_lm.py explains its keys, objectives/masking.py corrupts.
+
+    Raises:
+      UserError: a key is out of range or contradicts another, or the vocabulary has no [CLS], [SEP]
+        or [MASK].
+    """
+    transformer = TransformerConfig.create(
+        config.model, vocabulary.size, config.data.sequence_length
+    )
+    mask = masking.create(config, vocabulary)
+    base.check_range(config, "smooth", 0)
+    smooth = config.objective.smooth
+    unigram_nll = base.unigram_nll(vocabulary)
+
+    def loss(apply, params, example, knobs, key, train):
+        variables = {"params": params}
+        hidden = apply(variables, example, key if train else None, method="encode")
+        sums = base.cross_entropy(
+            lambda chunk: apply(variables, chunk, method="project"),
+            gather_positions(hidden, example.positions),
+            example.labels,
+            example.weights,
+            transformer.logits_chunk,
+        )
+        terms = base.prediction_terms(
+            "masked_lm", sums, example.labels, example.weights, unigram_nll
+        )
+        terms["masked_lm"] = terms["masked_lm"]._replace(smooth=smooth)
+        overflow = example.overflow.sum()
+        terms["overflow"] = Term(overflow, overflow + example.weights.sum(), scale=0.0)
+        return terms
+
+    return Objective(
+        model=base.LanguageModel(transformer, causal=False),
+        schedule=mask.schedule,
+        evaluation_knobs=mask.evaluation_knobs,
+        corrupt=mask.corrupt,
+        loss=loss,
+        context="both",
+        query=functools.partial(masking.query, config, vocabulary),
+        log_probs=base.log_probs,
+        encode=base.encode,
+        describe=describe,
+    )
+
+
+def describe(example: masking.Example) -> dict[str, jax.Array]:
+    """[L] each: `tokens`, `corrupted`, and `targets`, -1 where nothing is predicted."""
+    slot = jnp.where(example.weights > 0, example.positions, example.tokens.shape[0])
+    targets = jnp.full(example.tokens.shape, -1, jnp.int32)
+    return {
+        "tokens": example.tokens,
+        "corrupted": example.corrupted,
+        "targets": targets.at[slot].set(example.labels, mode="drop"),
+    }

@@ -1,0 +1,120 @@
+"""Times the training step of a config and prints one JSON line.
+
+    python -m pretraining.benchmark --config=configs/masked_lm.py:tiny [--steps=N] [--tokens=random]
+
+`tokens_per_s` counts payload tokens (batch_size x (sequence_length - 3)); `step_s` is the median
+step, `data_wait` the share of all step time spent waiting for rows; `mfu` = `flops_per_step` /
+(`step_s` x peak), with FLOPs as in pretraining/flops.py (matmuls, forward x 3) and
+`peak_flops` the one used. `peak_memory_bytes` is the device's, or on a CPU the whole process's.
+`--tokens=random` needs no corpus: random rows of a vocabulary of config.tokenizer.size.
+"""
+
+import itertools
+import json
+import resource
+import sys
+import time
+
+import jax
+import numpy as np
+
+from pretraining import cli, flops, sharding, train
+from pretraining import config as config_lib
+from pretraining import state as state_lib
+from pretraining.data import loader, prepare, tokenizer
+from pretraining.data.row import SPECIAL_POSITIONS, WORD_START, Row
+from pretraining.errors import UserError
+
+
+def main(config, steps: str | None, tokens: str | None) -> int:
+    """The command; the JSON line is the last that it prints."""
+    count = cli.number("steps", steps, 20, at_least=2)
+    if tokens not in (None, "corpus", "random"):
+        raise UserError(f"--tokens={tokens!r}: corpus (the default) or random")
+    print(json.dumps(measure(config, count, tokens == "random")))
+    return 0
+
+
+def measure(config, steps: int, random_tokens: bool) -> dict:
+    """The figures; see the module's docstring."""
+    config_lib.validate(config)
+    if random_tokens:
+        vocabulary = tokenizer.stand_in(config.tokenizer.size)
+        config = config_lib.resolve_durations(config, config.train.batch_size)
+        batches = random_batches(config, vocabulary)
+    else:
+        prepared = prepare.prepare(config)
+        vocabulary = prepared.vocabulary
+        rows = train.rows_per_epoch(prepared, config)
+        config = config_lib.resolve_durations(config, rows)
+        batches = loader.train_batches(prepared.train, config, 0)
+    program = train.build(config, vocabulary)
+    state = state_lib.init(program.objective, program.optimizer, config, program.mesh)
+    rows = sharding.put_rows(next(batches), program.mesh)
+    compile_start = time.perf_counter()
+    update = train.jit_update(program, config).lower(state, rows).compile()
+    compile_s = time.perf_counter() - compile_start
+
+    state, figures = update(state, rows)  # the first run after compiling is not timed
+    jax.block_until_ready(figures)
+    step_times, waits = [], []
+    for _ in range(steps):
+        start = time.perf_counter()
+        rows = sharding.put_rows(next(batches), program.mesh)
+        waits.append(time.perf_counter() - start)
+        state, figures = update(state, rows)
+        jax.block_until_ready(figures)
+        step_times.append(time.perf_counter() - start)
+    step_s = float(np.median(step_times))
+    payload = config.data.sequence_length - SPECIAL_POSITIONS
+    step_flops, peak = flops.step_flops(program.objective, config), flops.peak_flops(config)
+    return {
+        "objective": config.objective.name,
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "tokens_per_s": config.train.batch_size * payload / step_s,
+        "step_s": step_s,
+        "mfu": step_flops / step_s / peak,
+        "flops_per_step": step_flops,
+        "peak_flops": peak,
+        "data_wait": sum(waits) / sum(step_times),
+        "peak_memory_bytes": peak_memory(),
+        "compile_s": compile_s,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "steps": steps,
+        "tokens": "random" if random_tokens else "corpus",
+    }
+
+
+def peak_memory() -> int:
+    """Bytes in use at most: of the first device, or of this process where that is not told."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def random_batches(config, vocabulary: tokenizer.Vocabulary):
+    """Endless batches of full rows of random tokens."""
+    batch, payload = config.train.batch_size, config.data.sequence_length - SPECIAL_POSITIONS
+    generator = np.random.default_rng(0)
+    for _ in itertools.count():
+        tokens = generator.integers(5, vocabulary.size, (batch, payload), dtype=np.int32)
+        yield Row(
+            tokens=tokens,
+            length=np.full(batch, payload, np.int32),
+            document=np.zeros((batch, payload), np.int32),
+            boundary=np.where(vocabulary.word_start[tokens], WORD_START, 0).astype(np.uint8),
+            index=np.arange(batch, dtype=np.int32) // config.data.copies,
+            copy=np.arange(batch, dtype=np.int32) % config.data.copies,
+        )
+
+
+if __name__ == "__main__":
+    cli.run(
+        main,
+        sys.modules[__name__].__doc__,
+        steps="steps that are timed (default 20)",
+        tokens="corpus (default) | random",
+    )

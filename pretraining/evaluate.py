@@ -1,0 +1,197 @@
+"""Held-out figures: during training, at its end, and of any checkpoint.
+
+    python -m pretraining.evaluate --workdir=runs/mlm [--corpus=...] [--step=N] [--ema]
+
+Prints one JSON object and stores it in <workdir>/evaluations/. `loss` and every term are means over
+the validation rows with masks fixed by address; `unigram_loss` (the same tokens under the unigram
+distribution of the training split) and `uniform_loss` (log V) make them readable. Where positions
+see their left: `perplexity` = exp(the loss term) and bits per byte. Where they see both sides:
+`pseudo_perplexity` over a fixed sample of rows, each token masked alone (Salazar et al. 2020).
+"""
+
+import json
+import math
+import pathlib
+import re
+import sys
+
+import jax
+import numpy as np
+
+from pretraining import cli, metrics, predict, sharding, step
+from pretraining.data import loader, prepare
+from pretraining.data.row import SPECIAL_POSITIONS, Row
+
+
+class Evaluator:
+    """The evaluation of a run: compiled once, the same rows and masks at every call."""
+
+    def __init__(self, objective, config, mesh, vocabulary):
+        self._config, self._mesh, self._size = config, mesh, vocabulary.size
+        self._terms = jax.jit(step.evaluation_step(objective, config))
+
+    def __call__(self, state, prepared) -> dict[str, float]:
+        """{"eval/loss", "eval/<term>", "eval/uniform_loss", "eval/<set>/...", "eval/ema/..."}."""
+        figures = self.figures(state.params, prepared.validation, "eval/")
+        for name, store in prepared.sets.items():
+            figures |= self.figures(state.params, ((store, 1.0),), f"eval/{name}/")
+        if state.ema is not None:
+            figures |= self.figures(state.ema, prepared.validation, "eval/ema/")
+        return figures
+
+    def figures(self, params, stores, prefix: str = "") -> dict[str, float]:
+        """The figures of one corpus: tuple of (store, weight)."""
+        batches = loader.evaluation_batches(
+            stores,
+            self._config,
+            self._config.evaluate.rows,
+            self._config.evaluate.batch_size,
+            jax.process_index(),
+            jax.process_count(),
+        )
+        parts = [self._terms(params, sharding.put_rows(rows, self._mesh)) for rows in batches]
+        figures = combine(metrics.fetch(parts)) | {"uniform_loss": math.log(self._size)}
+        return {prefix + name: value for name, value in figures.items()}
+
+
+def combine(parts: list[dict]) -> dict[str, float]:
+    """{"loss", each term's mean, "tokens"} of the terms of several batches.
+
+    The terms hold Python numbers; `tokens` is the largest weight of a term of the loss.
+    """
+    figures, loss, tokens = {}, 0.0, 0.0
+    for name, term in parts[0].items():
+        weight = math.fsum(part[name].weight for part in parts)
+        total, denominator = math.fsum(part[name].sum for part in parts), weight + term.smooth
+        figures[name] = total / denominator if denominator else 0.0
+        loss += term.scale * figures[name]
+        tokens = max(tokens, weight if term.scale else 0.0)
+    return {"loss": loss} | figures | {"tokens": tokens}
+
+
+# -------------------------------------------------------------------------------- end of training
+
+
+def print_summary(folder: pathlib.Path, objective, params, prepared, config) -> None:
+    """The last validation figures, three predictions in words, and where everything is."""
+    lines = [line for line in metrics.read(folder / metrics.FILE) if "eval/loss" in line]
+    if lines:
+        print("\nValidation, " + _readable(lines[-1]))
+    if objective.query is not None and objective.log_probs is not None:
+        for text in sample_predictions(objective, params, prepared.vocabulary, prepared, config):
+            print(text)
+    print(f"\nThe run is in {folder}; read it with pretraining.load({str(folder)!r})")
+
+
+def _readable(line: dict) -> str:
+    names = {
+        "eval/loss": "loss",
+        "eval/unigram_loss": "unigram baseline",
+        "eval/uniform_loss": "log V",
+        "eval/accuracy": "accuracy",
+    }
+    figures = [f"{name} {line[key]:.3f}" for key, name in names.items() if key in line]
+    return f"step {line['step']}: " + ", ".join(figures)
+
+
+def sample_predictions(objective, params, vocabulary, prepared, config, count: int = 3):
+    """`count` readable predictions, each at one whole-word token of a validation row."""
+    (store, _), payload = prepared.validation[0], config.data.sequence_length - SPECIAL_POSITIONS
+    total = store.validation.rows(payload)
+    for number in sorted({total * i // count for i in range(count)}):
+        row = _row(store.validation, number, payload)
+        position = _position_to_predict(row, vocabulary)
+        if position is not None:
+            yield _prediction(objective, params, vocabulary, row, position)
+
+
+def _row(split, number: int, payload: int) -> Row:
+    return Row(*(field[0] for field in split.read([number], payload)))
+
+
+def _position_to_predict(row: Row, vocabulary) -> int | None:
+    """The word near the middle whose token is the longest: more to guess than "the" or a comma."""
+    length = int(row.length)
+    starts = vocabulary.word_start[row.tokens[:length]]
+    whole = (
+        starts
+        & np.append(starts[1:], False)
+        & ~np.isin(row.tokens[:length], vocabulary.special_ids)
+    )
+    middle = np.arange(length)[length // 3 : 2 * length // 3]
+    candidates = middle[whole[middle]]
+    if not len(candidates):
+        return None
+    return int(max(candidates, key=lambda i: vocabulary.bytes_per_id[row.tokens[i]]))
+
+
+def _prediction(objective, params, vocabulary, row: Row, position: int) -> str:
+    values = predict.log_probs(objective, params, [row], np.array([[position]]))[0, 0]
+    best = np.argsort(values)[::-1][:4]
+    before = vocabulary.decode(row.tokens[max(0, position - 12) : position].tolist())
+    truth = vocabulary.decode([int(row.tokens[position])])
+    after = ""
+    if objective.context == "both":
+        after = vocabulary.decode(row.tokens[position + 1 : position + 9].tolist()) + " "
+    guesses = ", ".join(f"{vocabulary.decode([int(i)])!r} {math.exp(values[i]):.1%}" for i in best)
+    return f"  ...{before} [{truth}] {after}->  {guesses}"
+
+
+# ---------------------------------------------------------------------------------------- command
+
+
+def main(workdir: str, corpus: str | None, step: str | None, ema: bool, rows: str | None) -> int:
+    """Evaluates a stored checkpoint; see the module's docstring."""
+    from pretraining import notebook
+
+    run = notebook.load(workdir, step=cli.number("step", step, None), ema=ema)
+    prepared = prepare.prepare_validation(run.config, run.vocabulary, corpus)
+    evaluator = Evaluator(run.objective, run.config, sharding.make_mesh(run.config), run.vocabulary)
+    figures = {"step": run.step, "ema": ema, "corpus": corpus or "validation"}
+    figures |= evaluator.figures(run.params, prepared.validation)
+    sample = cli.number("rows", rows, 8, at_least=1)
+    figures |= likelihoods(run, prepared.validation[0][0].validation, sample, figures)
+    name = "-".join([str(run.step), *["ema"] * ema, *[_slug(corpus)] * bool(corpus)])
+    folder = pathlib.Path(workdir) / "evaluations"
+    folder.mkdir(exist_ok=True)
+    text = json.dumps(figures, indent=1)
+    metrics.write_atomically(folder / f"{name}.json", text + "\n")
+    print(text)
+    return 0
+
+
+def likelihoods(run, split, rows: int, figures: dict) -> dict[str, float]:
+    """Perplexity, exact or pseudo, of the kind that the objective's context allows."""
+    if run.objective.query is None:
+        return {}
+    if run.objective.context == "left":
+        return {"perplexity": math.exp(figures[run.config.objective.name])}
+    nats, count = 0.0, 0
+    skip = run.vocabulary.special_ids
+    for number in range(min(rows, split.rows(run.payload))):
+        row = _row(split, number, run.payload)
+        values = predict.token_log_likelihoods(run.objective, run.params, row, skip)
+        nats -= math.fsum(values.tolist())
+        count += int((~np.isin(row.tokens[: row.length], skip)).sum())
+    return {
+        "pseudo_perplexity": math.exp(nats / count) if count else math.nan,
+        "pseudo_perplexity_tokens": count,
+    }
+
+
+def _slug(corpus: str) -> str:
+    """The corpus's name as a part of a file name."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", corpus).strip("_")[-60:]
+
+
+if __name__ == "__main__":
+    cli.run(
+        main,
+        sys.modules[__name__].__doc__,
+        with_config=False,
+        workdir="required: folder of the run",
+        corpus="a source (see config.data.corpus) instead of the run's validation split",
+        step="checkpoint (default: the newest)",
+        ema="flag: the moving average of the parameters",
+        rows="rows of the pseudo-perplexity sample (default 8)",
+    )

@@ -1,0 +1,127 @@
+"""The chunked cross-entropy and the framing that objectives share."""
+
+import functools
+import math
+import re
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from objectives import base
+from pretraining.data.row import Row
+
+B, K, D, V = 3, 10, 8, 50
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    keys = jax.random.split(jax.random.key(0), 4)
+    hidden = jax.random.normal(keys[0], (B, K, D))
+    table = jax.random.normal(keys[1], (V, D))
+    labels = jax.random.randint(keys[2], (B, K), 0, V)
+    weights = jax.random.bernoulli(keys[3], 0.7, (B, K)).astype(jnp.float32)
+    return hidden, table, labels, weights
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def sums(hidden, table, labels, weights, chunk):
+    return base.cross_entropy(lambda h: h @ table.T, hidden, labels, weights, chunk)
+
+
+def by_hand(hidden, table, labels, weights):
+    hidden, table, labels, weights = (np.asarray(x) for x in (hidden, table, labels, weights))
+    totals = np.zeros(4)
+    for b in range(B):
+        for k in range(K):
+            logits = table.astype(np.float64) @ hidden[b, k].astype(np.float64)
+            log_z = math.log(np.exp(logits).sum())
+            values = (
+                log_z - logits[labels[b, k]],
+                np.mean(log_z - logits),
+                log_z**2,
+                logits.argmax() == labels[b, k],
+            )
+            totals += weights[b, k] * np.array(values, np.float64)
+    return totals
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5, 10, 128])
+def test_any_chunk_gives_the_sums_by_hand(inputs, chunk):
+    np.testing.assert_allclose(np.array(sums(*inputs, chunk)), by_hand(*inputs), rtol=1e-5)
+
+
+def test_a_label_that_is_the_best_counts_as_correct(inputs):
+    hidden, table, _, weights = inputs
+    labels = jnp.argmax(hidden @ table.T, axis=-1).astype(jnp.int32)
+    assert float(sums(hidden, table, labels, weights, 3).correct) == float(weights.sum())
+
+
+def loss(hidden, table, labels, weights, chunk):
+    total = base.cross_entropy(lambda h: h @ table.T, hidden, labels, weights, chunk)
+    return total.nll + 0.1 * total.uniform + 0.01 * total.squared_log_z
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5])
+def test_gradients_do_not_depend_on_the_chunk(inputs, chunk):
+    gradient = jax.jit(jax.grad(loss, (0, 1)), static_argnums=4)
+    for chunked, whole in zip(gradient(*inputs, chunk), gradient(*inputs, K), strict=True):
+        scale = float(jnp.abs(whole).max())
+        np.testing.assert_allclose(chunked, whole, atol=1e-5 * scale)
+
+
+def largest_buffer(function, *args):
+    """Elements of the largest array in the compiled program."""
+    text = jax.jit(function).lower(*args).compile().as_text()
+    shapes = re.findall(r"(?:f32|f16|bf16|s32|u32|pred)\[([\d,]+)\]", text)
+    return max(math.prod(int(n) for n in shape.split(",")) for shape in shapes)
+
+
+@pytest.mark.parametrize("step", ["loss", "gradient"])
+def test_no_buffer_of_all_logits(step):
+    batch, positions, width, size = 4, 64, 8, 4096
+    args = (
+        jnp.ones((batch, positions, width)),
+        jnp.ones((size, width)),
+        jnp.zeros((batch, positions), jnp.int32),
+        jnp.ones((batch, positions)),
+    )
+    function = loss if step == "loss" else jax.grad(loss, (0, 1))
+    chunked = functools.partial(function, chunk=8)
+    assert largest_buffer(chunked, *args) <= batch * 8 * size
+    assert largest_buffer(functools.partial(function, chunk=64), *args) >= batch * 64 * size
+
+
+def test_the_loss_is_float32_for_bfloat16_logits(inputs):
+    hidden, table, labels, weights = inputs
+    project = lambda h: (h @ table.T).astype(jnp.bfloat16)
+    total = base.cross_entropy(project, hidden, labels, weights, 3)
+    assert {leaf.dtype for leaf in total} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(total.nll, by_hand(*inputs)[0], rtol=1e-2)
+
+
+def test_unigram_nll_is_add_one_smoothed():
+    vocabulary = SimpleNamespace(unigram_counts=np.array([0, 1, 2, 3]))
+    expected = [-math.log(n / 10) for n in (1, 2, 3, 4)]
+    np.testing.assert_allclose(base.unigram_nll(vocabulary), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "length,expected",
+    [
+        (5, [9, 1, 2, 3, 4, 5, 8, 0]),
+        (2, [9, 1, 2, 8, 0, 0, 0, 0]),
+        (0, [9, 8, 0, 0, 0, 0, 0, 0]),
+    ],
+)
+def test_frame(length, expected):
+    framed = base.frame(jnp.arange(1, 6), jnp.int32(length), 8, first=9, last=8, fill=0)
+    assert framed.tolist() == expected
+
+
+@pytest.mark.parametrize("length,expected", [(5, [4, 4, 4, 5, 5, 6, 6]), (3, [4, 4, 4, 5, 5])])
+def test_documents_of_a_frame(length, expected):
+    row = Row(None, jnp.int32(length), jnp.asarray([4, 4, 5, 5, 6]), None, None, None)
+    assert base.frame_document(row, 8)[: length + 2].tolist() == expected

@@ -1,0 +1,324 @@
+"""What every objective promises: each file of objectives/ that has `build` is tested, as its recipe
+`configs/<name>.py:tiny` sets it, made smaller."""
+
+import importlib
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import objectives
+
+NAMES = sorted(
+    path.stem
+    for path in pathlib.Path(objectives.__path__[0]).glob("*.py")
+    if hasattr(importlib.import_module(f"objectives.{path.stem}"), "build")
+)
+# Full rows, short ones, and the empty ones that fill up the last batch of an evaluation.
+LENGTHS = [32, 32, 31, 20, 9, 2, 1, 0]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def config(name, make_config):
+    return make_config(name, **{"model.dropout": 0.1, "model.attention_dropout": 0.1})
+
+
+@pytest.fixture(scope="module")
+def objective(name, config, vocabulary):
+    return importlib.import_module(f"objectives.{name}").build(config, vocabulary)
+
+
+@pytest.fixture(scope="module")
+def rows(config, make_rows):
+    return make_rows(config, LENGTHS)
+
+
+@pytest.fixture(scope="module")
+def examples(objective, rows, corrupt):
+    return corrupt(objective, rows)
+
+
+@pytest.fixture(scope="module")
+def params(objective, examples, init):
+    return init(objective, examples)
+
+
+def assert_same(tree, other):
+    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_some_objectives_are_found():
+    assert {"causal_lm", "masked_lm"} <= set(NAMES)
+
+
+# -------------------------------------------------------------------------------------- corruption
+
+
+def test_shapes_depend_on_the_config_alone(objective, rows, examples):
+    row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
+    for knobs in (objective.schedule(jnp.int32(0)), objective.evaluation_knobs):
+        shape = jax.eval_shape(objective.corrupt, jax.random.key(0), row, knobs)
+        expected = [(x.shape[1:], x.dtype) for x in jax.tree.leaves(examples)]
+        assert [(x.shape, x.dtype) for x in jax.tree.leaves(shape)] == expected
+
+
+def test_the_same_key_and_row_give_the_same_example(objective, rows, examples, corrupt):
+    assert_same(corrupt(objective, rows), examples)
+
+
+def test_an_example_depends_on_its_own_row_alone(objective, rows, examples, corrupt):
+    """Alone, and in another batch at another place."""
+    at = lambda tree, place: jax.tree.map(lambda x: x[place : place + 1], tree)
+    for place in (0, 3, 7):
+        assert_same(corrupt(objective, at(rows, place)), at(examples, place))
+    backwards = jax.tree.map(lambda x: x[::-1], rows)
+    assert_same(corrupt(objective, backwards), jax.tree.map(lambda x: x[::-1], examples))
+
+
+def test_an_example_does_not_depend_on_the_devices(objective, rows, examples):
+    mesh = Mesh(np.array(jax.devices()), "data")
+    assert mesh.size == 8
+    sharded = jax.device_put(rows, NamedSharding(mesh, PartitionSpec("data")))
+
+    @jax.jit
+    def run(rows):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), rows.index)
+        knobs = objective.schedule(jnp.int32(0))
+        return jax.vmap(objective.corrupt, (0, 0, None))(keys, rows, knobs)
+
+    result = run(sharded)
+    assert len(jax.tree.leaves(result)[0].sharding.device_set) == 8
+    assert_same(result, examples)
+
+
+def test_specials_and_padding_are_never_touched(objective, config, make_rows, corrupt, vocabulary):
+    """The payload is found again in the model's input, in order, with every token that was not
+    corrupted; around it are special tokens and padding, as many as `length` says."""
+    rows = make_rows(config, LENGTHS * 25, seed=1)
+    examples = corrupt(objective, rows, knobs=objective.evaluation_knobs)
+    fields = examples._asdict()
+    nothing = np.zeros(examples.tokens.shape, bool)
+    corrupted = np.asarray(fields.get("corrupted", nothing))
+    specials = list(vocabulary.special_ids)
+    for b, n in enumerate(LENGTHS * 25):
+        tokens, payload = np.asarray(examples.tokens)[b], np.asarray(rows.tokens)[b, :n]
+        start = payload_start(tokens, payload, corrupted[b])
+        assert start is not None
+        special = np.isin(payload, specials)
+        assert not corrupted[b, start : start + n][special].any()
+        frame = np.delete(np.arange(len(tokens)), np.arange(start, start + n))
+        assert not corrupted[b, frame].any()
+        assert np.isin(tokens[frame], specials).all()
+        length = int(examples.length[b])
+        assert n < length <= n + 3
+        assert (tokens[length:] == vocabulary.pad).all()
+
+
+def payload_start(tokens, payload, corrupted):
+    """Where the payload stands in the model's input, corrupted tokens aside; None if nowhere."""
+    for start in range(len(tokens) - len(payload) + 1):
+        window = slice(start, start + len(payload))
+        # An empty payload is somewhere in any case: after the first token.
+        if (len(payload) or start) and ((tokens[window] == payload) | corrupted[window]).all():
+            return start
+    return None
+
+
+def test_labels_are_tokens_of_the_row(objective, rows, examples):
+    for b, n in enumerate(LENGTHS):
+        labels = np.asarray(examples.labels)[b][np.asarray(examples.weights)[b] > 0]
+        payload = np.asarray(rows.tokens)[b, :n].tolist()
+        for label in labels.tolist():
+            payload.remove(label)  # each is predicted once
+
+
+# -------------------------------------------------------------------------------------------- loss
+
+
+def test_weights_do_not_depend_on_parameters(objective, examples, params, terms, init):
+    other = init(objective, examples, seed=1)
+    ours, theirs = (terms(objective, p, examples) for p in (params, other))
+    assert {name: float(t.weight) for name, t in ours.items()} == {
+        name: float(t.weight) for name, t in theirs.items()
+    }
+    assert any(float(ours[name].sum) != float(theirs[name].sum) for name in ours)
+
+
+@pytest.fixture(scope="module")
+def gradient(objective, examples, params, total):
+    """(examples, weights) -> the gradient of the loss, divided by these weights if given."""
+
+    @jax.jit
+    def run(examples, weights):
+        def loss(params):
+            terms = objective.loss(objective.model.apply, params, examples, {}, None, False)
+            if weights is not None:
+                terms = {name: t._replace(weight=weights[name]) for name, t in terms.items()}
+            return total(terms)
+
+        return jax.grad(loss)(params)
+
+    return lambda examples, weights=None: run(examples, weights)
+
+
+@pytest.mark.parametrize("kind", ["empty", "separators"])
+def test_nothing_to_predict_is_finite(
+    kind, objective, config, params, make_rows, corrupt, terms, gradient
+):
+    """Rows without a token, and rows of nothing but separators."""
+    rows = make_rows(config, [0 if kind == "empty" else 32] * 8)
+    if kind == "separators":
+        rows = rows._replace(tokens=jnp.full_like(rows.tokens, 3))
+    examples = corrupt(objective, rows)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient(examples)))
+    for term in terms(objective, params, examples).values():
+        assert np.isfinite([float(term.sum), float(term.weight)]).all()
+        if kind == "empty":
+            assert (float(term.sum), float(term.weight)) == (0, 0)
+
+
+def test_gradients_are_finite_and_reach_every_parameter(gradient, examples):
+    flat = jax.tree_util.tree_flatten_with_path(gradient(examples))[0]
+    for path, leaf in flat:
+        where = jax.tree_util.keystr(path)
+        assert np.isfinite(leaf).all(), where
+        # The softmax does not feel a bias that is common to all keys.
+        if not where.endswith("['key']['bias']"):
+            assert np.abs(leaf).max() > 0, where
+
+
+def test_microbatches_add_up_to_the_batch(objective, examples, params, gradient, terms):
+    """Gradients of 4 microbatches, each divided by the summed weights of all."""
+    whole = gradient(examples)
+    pieces = [jax.tree.map(lambda x, m=m: x[m::4], examples) for m in range(4)]
+    by_piece = [terms(objective, params, piece) for piece in pieces]
+    weights = {name: sum(t[name].weight for t in by_piece) for name in by_piece[0]}
+    summed = jax.tree.map(lambda *g: sum(g), *(gradient(piece, weights) for piece in pieces))
+    scale = float(optax.tree.norm(whole))
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(summed), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * scale)
+
+
+def test_dropout_follows_the_key(objective, params, examples, terms, total):
+
+    def loss(seed):
+        return float(total(terms(objective, params, examples, None, jax.random.key(seed), True)))
+
+    assert loss(0) == loss(0)
+    assert loss(0) != loss(1)
+
+
+def test_loss_falls_on_a_learnable_language(objective, config, make_rows, init, total):
+    """A Markov chain: after token t comes one of two, so its entropy is at most log 2 a token."""
+    batch, steps = 16, 60
+    optimizer = optax.adam(1e-2)
+
+    def chain(seed):
+        rng = np.random.default_rng(seed)
+        tokens = np.empty((batch, 32), np.int32)
+        state = rng.integers(0, 8, batch)
+        for t in range(32):
+            tokens[:, t] = state + 5
+            state = (3 * state + rng.integers(0, 2, batch) + 1) % 8
+        rows = make_rows(config, [32] * batch, separators=False)
+        return rows._replace(tokens=jnp.asarray(tokens))
+
+    @jax.jit
+    def step(params, state, number, rows):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(number), rows.index)
+        knobs = objective.schedule(number)
+        examples = jax.vmap(objective.corrupt, (0, 0, None))(keys, rows, knobs)
+        loss, gradient = jax.value_and_grad(
+            lambda p: total(objective.loss(objective.model.apply, p, examples, knobs, None, True))
+        )(params)
+        with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+            updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(params, updates), state, loss
+
+    corrupted = jax.vmap(objective.corrupt, (None, 0, None))(
+        jax.random.key(0), chain(0), objective.evaluation_knobs
+    )
+    params = init(objective, corrupted)
+    state, losses = optimizer.init(params), []
+    for number in range(steps):
+        params, state, loss = step(params, state, jnp.int32(number), chain(number))
+        losses.append(float(loss))
+    assert np.mean(losses[-10:]) < 0.6 * losses[0]
+
+
+# ----------------------------------------------------------------------------------------- network
+
+
+def test_the_encoder_is_there_once_and_owns_the_embeddings(config, params):
+    """The encoder has the parameters of its config, counted by hand; the rest has no further
+    embedding of the vocabulary."""
+    model, vocabulary_size = config.model, 64
+    width, inner = model.width, model.mlp_width
+    layer = 4 * (width**2 + width) + 2 * width * inner + inner + width + 4 * width
+    positions = config.data.sequence_length if model.position == "learned" else 0
+    embeddings = (vocabulary_size + positions + model.segments + 2) * width
+    sizes = lambda tree: [leaf.shape for leaf in jax.tree.leaves(tree)]
+    count = sum(math.prod(shape) for shape in sizes(params["encoder"]))
+    assert count == model.layers * layer + embeddings
+    tables = [s for s in sizes(params) if len(s) == 2 and s[0] == vocabulary_size]
+    assert tables == [(vocabulary_size, width)]
+    assert params["encoder"]["embeddings"]["token"]["embedding"].shape == tables[0]
+
+
+def test_the_example_initialises_every_parameter(objective, rows, params, init, corrupt):
+    """Empty rows, as before a run, give the same parameters as real ones."""
+    nothing = jax.tree.map(jnp.zeros_like, rows)
+    knobs = jax.tree.map(jnp.float32, objective.evaluation_knobs)
+    again = init(objective, corrupt(objective, nothing, knobs=knobs))
+    assert_same(again, params)
+
+
+# --------------------------------------------------------------------------------------- notebooks
+
+
+def test_queries_give_log_probabilities(objective, rows, params):
+    if objective.query is None:
+        pytest.skip("this objective answers no queries")
+    examples = jax.vmap(objective.query, (0, None))(rows, jnp.asarray([5, 0]))
+    answer = jax.jit(lambda params, e: objective.log_probs(objective.model.apply, params, e))
+    log_probs = np.asarray(answer(params, examples))
+    assert log_probs.shape == (len(LENGTHS), 2, 64)
+    np.testing.assert_allclose(np.exp(log_probs).sum(axis=-1), 1, rtol=1e-4)
+
+
+def test_context_is_what_a_queried_position_sees(objective, rows, params):
+    """Token 5 is queried: changing token 5 itself never changes the answer, changing token 9 does
+    where the context is "both", changing token 2 always."""
+    if objective.query is None:
+        pytest.skip("this objective answers no queries")
+
+    @jax.jit
+    def answer(tokens):
+        row = jax.tree.map(lambda x: x[0], rows)._replace(tokens=tokens)
+        example = jax.tree.map(lambda x: x[None], objective.query(row, jnp.asarray([5])))
+        return objective.log_probs(objective.model.apply, params, example)[0, 0]
+
+    tokens = jnp.where(rows.tokens[0] == 3, 8, rows.tokens[0])
+    change = lambda place: tokens.at[place].set(jnp.where(tokens[place] == 7, 6, 7))
+    original = answer(tokens)
+    differs = {place: bool((answer(change(place)) != original).any()) for place in (2, 5, 9)}
+    assert differs == {2: True, 5: False, 9: objective.context == "both"}
+
+
+def test_describe_shows_named_arrays(objective, examples):
+    if objective.describe is None:
+        pytest.skip("this objective shows nothing")
+    shown = objective.describe(jax.tree.map(lambda x: x[0], examples))
+    assert "tokens" in shown
+    assert all(np.asarray(value).shape for value in shown.values())

@@ -1,0 +1,78 @@
+"""Stored evaluation figures, against the run's own and against hand arithmetic."""
+
+import json
+import math
+import types
+
+import numpy as np
+import pytest
+
+import pretraining
+from pretraining import evaluate, metrics
+
+
+def run_command(command, folder, *options):
+    process = command("pretraining.evaluate", options=[f"--workdir={folder}", *options])
+    out, err = process.communicate()
+    return process.returncode, out, err
+
+
+def test_terms_of_batches_add_up_before_they_are_divided():
+    def term(total, weight, scale=1.0, smooth=0.0):
+        return types.SimpleNamespace(sum=total, weight=weight, scale=scale, smooth=smooth)
+
+    parts = [
+        {"a": term(6.0, 3.0), "b": term(1.0, 1.0, 0.5, 1.0), "hits": term(2.0, 3.0, 0.0)},
+        {"a": term(2.0, 1.0), "b": term(5.0, 1.0, 0.5, 1.0), "hits": term(1.0, 1.0, 0.0)},
+    ]
+    assert evaluate.combine(parts) == {"a": 2.0, "b": 2.0, "hits": 0.75, "loss": 3.0, "tokens": 4.0}
+    nothing = [{"a": term(0.0, 0.0)}]
+    assert evaluate.combine(nothing) == {"a": 0.0, "loss": 0.0, "tokens": 0.0}
+
+
+@pytest.mark.parametrize("objective", ["causal_lm", "masked_lm"])
+def test_the_command_repeats_the_runs_own_figures(objective, trained, command):
+    folder = trained[objective]
+    code, out, err = run_command(command, folder, "--rows=2")
+    assert code == 0, err
+    figures = json.loads(out)
+    assert figures == json.loads((folder / "evaluations" / "40.json").read_text())
+    last = metrics.read(folder / metrics.FILE)[-1]
+    for name in ("loss", "accuracy", "unigram_loss", objective):
+        np.testing.assert_allclose(figures[name], last[f"eval/{name}"], rtol=1e-6)
+    assert figures["uniform_loss"] == math.log(300)
+    assert figures["tokens"] > 0
+    if objective == "causal_lm":
+        assert figures["perplexity"] == math.exp(figures["causal_lm"])
+        assert figures["bits_per_byte"] == last["eval/bits_per_byte"]
+    else:
+        run = pretraining.load(folder)
+        assert 1 < figures["pseudo_perplexity"] < run.vocabulary.size * 2
+
+
+def test_another_corpus_another_step_and_the_moving_average(trained, command, small_corpus):
+    folder = trained["masked_lm"]
+    code, out, err = run_command(
+        command, folder, f"--corpus={small_corpus}", "--step=28", "--ema", "--rows=1"
+    )
+    assert code == 0, err
+    figures = json.loads(out)
+    assert (figures["step"], figures["ema"], figures["corpus"]) == (28, True, str(small_corpus))
+    (stored,) = [p for p in (folder / "evaluations").iterdir() if p.name.startswith("28-ema-")]
+    assert json.loads(stored.read_text()) == figures
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--step=3"], "3"),
+        (["--step=x"], "--step='x'"),
+        (["--corpus=nowhere/*.txt"], "nowhere"),
+    ],
+)
+def test_mistakes(options, message, trained, command):
+    code, _, err = run_command(command, trained["causal_lm"], *options)
+    assert code == 2
+    assert err.strip().splitlines()[-1].startswith("error: ")
+    assert message in err
+    assert "Traceback" not in err
