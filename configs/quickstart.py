@@ -1,8 +1,10 @@
-"""The first run: masked language modelling on the documentation of Python.
+"""The first run: masked language modelling on the documentation of Python, on a CPU.
 
     python -m pretraining.train --config=configs/quickstart.py --workdir=runs/quickstart
 
-4 layers of 128 on 4,096 pieces, batches of 64 rows of 128 tokens.
+4 layers of 128 on 4,096 pieces, batches of 64 rows of 128 tokens. Rotary positions and norms before
+the sub-layers leave the plateau at the unigram loss within 100 steps; BERT's learned positions and
+norms after them take several hundred.
 """
 
 import ml_collections
@@ -11,7 +13,13 @@ from configs import masked_lm
 
 
 def get_config() -> ml_collections.ConfigDict:
+    """The tiny masked LM, deeper, with a modern Transformer."""
     config = masked_lm.get_config("tiny")
     config.model.layers = 4
+    config.model.position = "rotary"
+    config.model.norm_order = "pre"
+    config.optimizer.learning_rate = 2e-3
     config.train.batch_size = 64
+    config.train.steps = 400
+    config.evaluate.every = 100
     return config

@@ -18,8 +18,9 @@ import time
 import jax
 import numpy as np
 
-from pretraining import cli, flops, sharding, train
+from pretraining import cli, flops, sharding
 from pretraining import config as config_lib
+from pretraining import program as program_lib
 from pretraining import state as state_lib
 from pretraining.data import loader, prepare, tokenizer
 from pretraining.data.row import SPECIAL_POSITIONS, WORD_START, Row
@@ -40,19 +41,19 @@ def measure(config, steps: int, random_tokens: bool) -> dict:
     config_lib.validate(config)
     if random_tokens:
         vocabulary = tokenizer.stand_in(config.tokenizer.size)
-        config = config_lib.resolve_durations(config, config.train.batch_size)
+        config = config_lib.without_epochs(config)
         batches = random_batches(config, vocabulary)
     else:
         prepared = prepare.prepare(config)
         vocabulary = prepared.vocabulary
-        rows = train.rows_per_epoch(prepared, config)
+        rows = program_lib.rows_per_epoch(prepared, config)
         config = config_lib.resolve_durations(config, rows)
         batches = loader.train_batches(prepared.train, config, 0)
-    program = train.build(config, vocabulary)
+    program = program_lib.build(config, vocabulary)
     state = state_lib.init(program.objective, program.optimizer, config, program.mesh)
     rows = sharding.put_rows(next(batches), program.mesh)
     compile_start = time.perf_counter()
-    update = train.jit_update(program, config).lower(state, rows).compile()
+    update = program_lib.jit_update(program, config).lower(state, rows).compile()
     compile_s = time.perf_counter() - compile_start
 
     state, figures = update(state, rows)  # the first run after compiling is not timed
@@ -67,7 +68,7 @@ def measure(config, steps: int, random_tokens: bool) -> dict:
         step_times.append(time.perf_counter() - start)
     step_s = float(np.median(step_times))
     payload = config.data.sequence_length - SPECIAL_POSITIONS
-    step_flops, peak = flops.step_flops(program.objective, config), flops.peak_flops(config)
+    step_flops, peak = flops.step_flops(config, vocabulary), flops.peak_flops(config)
     return {
         "objective": config.objective.name,
         "device": jax.devices()[0].device_kind,
@@ -99,8 +100,9 @@ def random_batches(config, vocabulary: tokenizer.Vocabulary):
     """Endless batches of full rows of random tokens."""
     batch, payload = config.train.batch_size, config.data.sequence_length - SPECIAL_POSITIONS
     generator = np.random.default_rng(0)
+    ordinary = np.setdiff1d(np.arange(vocabulary.size), vocabulary.special_ids).astype(np.int32)
     for _ in itertools.count():
-        tokens = generator.integers(5, vocabulary.size, (batch, payload), dtype=np.int32)
+        tokens = generator.choice(ordinary, (batch, payload))
         yield Row(
             tokens=tokens,
             length=np.full(batch, payload, np.int32),

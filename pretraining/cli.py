@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,6 +34,9 @@ def run(
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # outside the loop, where nothing has to be saved
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def parse(

@@ -8,15 +8,16 @@ of `configs/base.py` are the schema; only the section `objective` differs from r
 import difflib
 import importlib
 import importlib.util
+import inspect
 import json
 import math
 import pathlib
-import pkgutil
 import re
 from typing import Any
 
 import ml_collections
 
+from pretraining.data.row import SPECIAL_POSITIONS
 from pretraining.errors import UserError
 
 # ---------------------------------------------------------------------------------------- reading
@@ -27,9 +28,15 @@ def load(recipe: str, overrides: dict[str, Any] | None = None) -> ml_collections
     path, _, argument = recipe.partition(":")
     if not pathlib.Path(path).is_file():
         raise UserError(f"--config={recipe}: there is no file {path!r}")
+    if not path.endswith(".py"):
+        raise UserError(f"--config={recipe}: a recipe is a Python file")
     spec = importlib.util.spec_from_file_location("_recipe", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config={recipe}: {path} has no function get_config")
+    if argument and not inspect.signature(module.get_config).parameters:
+        raise UserError(f"--config={recipe}: {path} comes in one size, without ':{argument}'")
     config = module.get_config(argument) if argument else module.get_config()
     config.lock()
     known = flatten(config)
@@ -80,15 +87,14 @@ def base_recipe():
 def build_objective(config, vocabulary):
     """The Objective of the file objectives/<config.objective.name>.py."""
     package = importlib.import_module("objectives")
-    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    files = sorted(pathlib.Path(package.__path__[0]).glob("*.py"))
+    names = [file.stem for file in files if re.search(r"^def build\(", file.read_text(), re.M)]
     if config.objective.name not in names:
         raise UserError(
             f"config.objective.name={config.objective.name!r}: there is no file "
             f"objectives/{config.objective.name}.py; there are {', '.join(names)}"
         )
     module = importlib.import_module(f"objectives.{config.objective.name}")
-    if not hasattr(module, "build"):
-        raise UserError(f"objectives/{config.objective.name}.py has no function build(config, ...)")
     return module.build(config, vocabulary)
 
 
@@ -159,7 +165,7 @@ def resolve_durations(
     A step consumes batch_size x T tokens (T = sequence_length - 3, fillers and copies counted) and
     batch_size / copies rows; an epoch is every row of every training source once.
     """
-    tokens_per_step = config.train.batch_size * (config.data.sequence_length - 3)
+    tokens_per_step = config.train.batch_size * (config.data.sequence_length - SPECIAL_POSITIONS)
     units = {
         "steps": 1.0,
         "tokens": 1 / tokens_per_step,
@@ -178,6 +184,18 @@ def resolve_durations(
     if resolved["train"]["steps"] < 1:
         raise UserError(f"config.train.steps={config.train.steps!r} is out of range: at least 1")
     return ml_collections.ConfigDict(resolved).lock()
+
+
+def without_epochs(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A resolved copy for checks before the number of rows is known: no phase is in epochs."""
+    flat = flatten(config)
+    epochs = [key for key in _DURATIONS if _parse_duration(key, flat[key])[1] == "epochs"]
+    copy = config.copy_and_resolve_references()
+    with copy.unlocked():
+        for key in epochs:
+            section, name = key.split(".")
+            copy[section][name] = 10**9 if key == "train.steps" else 0
+    return resolve_durations(copy, rows_per_epoch=1)
 
 
 def _parse_duration(key: str, value) -> tuple[float, str]:
@@ -202,9 +220,10 @@ def _parse_duration(key: str, value) -> tuple[float, str]:
 # already happened would have been different.
 SCHEDULE = ("train.steps", "optimizer.warmup", "optimizer.decay")
 
-# What may differ between two starts of one run: it changes neither a parameter nor a figure.
+# What may differ between two starts of one run: it changes no parameter but in its last bits (the
+# mesh), though it may change what is evaluated from then on.
 _MAY_CHANGE = re.compile(
-    r"(mesh|log|checkpoint|evaluate)\.|data\.(cache|workers|prefetch|threads)$|init_from$|init_opt"
+    r"(mesh|log|checkpoint|evaluate)\.|data\.(cache|workers|prefetch|threads)$"
 )
 
 

@@ -18,7 +18,7 @@ import sys
 import jax
 import numpy as np
 
-from pretraining import cli, metrics, predict, sharding, step
+from pretraining import cli, metrics, predict, run_folder, sharding, step
 from pretraining.data import loader, prepare
 from pretraining.data.row import SPECIAL_POSITIONS, Row
 
@@ -73,11 +73,16 @@ def combine(parts: list[dict]) -> dict[str, float]:
 
 
 def print_summary(folder: pathlib.Path, objective, params, prepared, config) -> None:
-    """The last validation figures, three predictions in words, and where everything is."""
+    """The last validation figures, three predictions in words, and where everything is.
+
+    On several hosts without the predictions: the parameters don't lie on one of them.
+    """
+    if jax.process_index() > 0:
+        return
     lines = [line for line in metrics.read(folder / metrics.FILE) if "eval/loss" in line]
     if lines:
         print("\nValidation, " + _readable(lines[-1]))
-    if objective.query is not None and objective.log_probs is not None:
+    if objective.query and objective.log_probs and jax.process_count() == 1:
         for text in sample_predictions(objective, params, prepared.vocabulary, prepared, config):
             print(text)
     print(f"\nThe run is in {folder}; read it with pretraining.load({str(folder)!r})")
@@ -144,13 +149,21 @@ def main(workdir: str, corpus: str | None, step: str | None, ema: bool, rows: st
     """Evaluates a stored checkpoint; see the module's docstring."""
     from pretraining import notebook
 
+    sample = cli.number("rows", rows, 8, at_least=1)
     run = notebook.load(workdir, step=cli.number("step", step, None), ema=ema)
     prepared = prepare.prepare_validation(run.config, run.vocabulary, corpus)
-    evaluator = Evaluator(run.objective, run.config, sharding.make_mesh(run.config), run.vocabulary)
+    if not corpus:
+        run_folder.check_same_data(run.folder, run.config, prepared.fingerprint)
+    config = run.config.copy_and_resolve_references()
+    with config.unlocked():  # whatever devices wrote it, those that are here evaluate it
+        config.mesh.update(data=-1, fsdp=1, tensor=1)
+    mesh = sharding.make_mesh(config)
+    sharding.check_batch(config, mesh)
+    params = jax.device_put(run.params, sharding.tree_shardings(run.params, mesh))
     figures = {"step": run.step, "ema": ema, "corpus": corpus or "validation"}
-    figures |= evaluator.figures(run.params, prepared.validation)
-    sample = cli.number("rows", rows, 8, at_least=1)
-    figures |= likelihoods(run, prepared.validation[0][0].validation, sample, figures)
+    evaluator = Evaluator(run.objective, config, mesh, run.vocabulary)
+    figures |= evaluator.figures(params, prepared.validation)
+    figures |= likelihoods(run, prepared.validation, sample, figures["loss"])
     name = "-".join([str(run.step), *["ema"] * ema, *[_slug(corpus)] * bool(corpus)])
     folder = pathlib.Path(workdir) / "evaluations"
     folder.mkdir(exist_ok=True)
@@ -160,19 +173,23 @@ def main(workdir: str, corpus: str | None, step: str | None, ema: bool, rows: st
     return 0
 
 
-def likelihoods(run, split, rows: int, figures: dict) -> dict[str, float]:
-    """Perplexity, exact or pseudo, of the kind that the objective's context allows."""
+def likelihoods(run, stores, rows: int, loss: float) -> dict[str, float]:
+    """Perplexity, exact or pseudo, of the kind that the objective's context allows.
+
+    The sample of the pseudo-perplexity is the first `rows` rows of every source.
+    """
     if run.objective.query is None:
         return {}
     if run.objective.context == "left":
-        return {"perplexity": math.exp(figures[run.config.objective.name])}
+        return {"perplexity": math.exp(loss)}
     nats, count = 0.0, 0
     skip = run.vocabulary.special_ids
-    for number in range(min(rows, split.rows(run.payload))):
-        row = _row(split, number, run.payload)
-        values = predict.token_log_likelihoods(run.objective, run.params, row, skip)
-        nats -= math.fsum(values.tolist())
-        count += int((~np.isin(row.tokens[: row.length], skip)).sum())
+    for split in (store.validation for store, _ in stores):
+        for number in range(min(rows, split.rows(run.payload))):
+            row = _row(split, number, run.payload)
+            values = predict.token_log_likelihoods(run.objective, run.params, row, skip)
+            nats -= math.fsum(values.tolist())
+            count += int((~np.isin(row.tokens[: row.length], skip)).sum())
     return {
         "pseudo_perplexity": math.exp(nats / count) if count else math.nan,
         "pseudo_perplexity_tokens": count,

@@ -7,7 +7,8 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
-from pretraining.state import corrupt_rows, empty_rows
+from pretraining import config as config_lib
+from pretraining.state import corrupt_rows, empty_rows, init_params
 
 # Dense bfloat16 FLOP/s of one device as published by its maker, by a part of its `device_kind`.
 # The first match decides: longer names stand before their prefixes.
@@ -26,12 +27,17 @@ _PEAKS = (
 )
 
 
-def step_flops(objective, config) -> float:
+def step_flops(config, vocabulary) -> float:
     """Matmul FLOPs of one training step over the global batch: 3 x the forward pass of the loss.
 
     The backward pass of a product is two products of its size. Recomputation, elementwise work and
     the optimizer are not counted; heads count where they run (K positions), padding counts.
+    Attention counts as the XLA kernel computes it: a fused one hides its products.
     """
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.attention = "xla"
+    objective = config_lib.build_objective(config, vocabulary)
 
     def forward(params, rows):
         knobs = objective.schedule(jnp.zeros((), jnp.int32))
@@ -40,14 +46,7 @@ def step_flops(objective, config) -> float:
         return objective.loss(objective.model.apply, params, examples, knobs, key, True)
 
     rows = empty_rows(config)
-    example = jax.eval_shape(
-        lambda: corrupt_rows(objective, jax.random.key(0), rows, objective.evaluation_knobs)
-    )
-    params = jax.eval_shape(
-        lambda: objective.model.init(
-            jax.random.key(0), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
-        )["params"]
-    )
+    params = jax.eval_shape(lambda: init_params(objective, config))
     closed = jax.make_jaxpr(forward)(params, rows)
     return 3.0 * matmul_flops(closed.jaxpr) * config.train.batch_size
 
@@ -81,11 +80,13 @@ def peak_flops(config) -> float:
     for name, peak in _PEAKS:
         if name in devices[0].device_kind:
             return peak * len(devices)
-    return _measured_peak() * jax.process_count()
+    # Simulated devices share the one machine.
+    alike = jax.process_count() if devices[0].platform == "cpu" else len(devices)
+    return _measured_peak() * alike
 
 
 def _measured_peak(size: int = 1024, repeats: int = 5) -> float:
-    """Best of a few float32 products on one device; simulated devices share the one machine."""
+    """Best of a few float32 products on one device."""
     matrix = jnp.ones((size, size), jnp.float32)
     product = jax.jit(jnp.matmul)
     product(matrix, matrix).block_until_ready()

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import optax
 
-from pretraining import checkpoint, run_folder, sharding
+from pretraining import checkpoint, program, run_folder, sharding
 from pretraining.data.tokenizer import Vocabulary
 from pretraining.errors import UserError
 from pretraining.state import State
@@ -21,7 +21,27 @@ from pretraining.state import State
 _GROWS = "position/embedding"
 
 
-def start(config, state: State, vocabulary, build) -> State:
+def pin(config, folder: pathlib.Path):
+    """The config with the step of `init_from` written out, so that every start takes the same.
+
+    A run that has begun keeps the step that it began from, however far the other run has come.
+    """
+    path, step = _parse(config.init_from)
+    if not config.init_from or step is not None:
+        return config
+    if (folder / run_folder.CONFIG).exists():
+        began = _parse(run_folder.stored_config(folder).init_from)
+        step = began[1] if began[0] == path else None
+    if step is None:
+        run_folder.stored_config(run_folder.locate(path))  # refuses a folder without a run
+        _, step = checkpoint.load_parameters(path / run_folder.CHECKPOINTS)
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.init_from = f"{path}@{step}"
+    return config.lock()
+
+
+def start(config, state: State, vocabulary) -> State:
     """The state of step 0 with parameters from `config.init_from`.
 
     With `config.init_optimizer` the optimizer's statistics and the moving average come along too;
@@ -31,7 +51,6 @@ def start(config, state: State, vocabulary, build) -> State:
       config: resolved config; `init_from` is "" (nothing is done), "workdir" or "workdir@step".
       state: the initialised state of the new run; gives shapes and shardings.
       vocabulary: of the new run; must be the other run's.
-      build: (config, vocabulary) -> program whose `.state` has the shapes of that config.
 
     Raises:
       UserError: no such run or step, another vocabulary, or leaves that do not fit, all listed.
@@ -51,10 +70,14 @@ def start(config, state: State, vocabulary, build) -> State:
     if not config.init_optimizer:
         ema = None if state.ema is None else jax.tree.map(np.copy, params)
         return state.replace(ema=None if ema is None else fit(ema, state.ema, config.init_from))
-    with other.unlocked():
+    with other.unlocked():  # only the shapes of its state matter, and those must fit here
         other.mesh = config.mesh
+        other.model.attention = config.model.attention
+        other.train.batch_size = config.train.batch_size
+        other.train.accumulation = config.train.accumulation
+        other.evaluate.batch_size = config.evaluate.batch_size
     with contextlib.closing(checkpoint.Checkpoints(checkpoints, keep=1)) as reader:
-        old = reader.restore(step, build(other, vocabulary).state)
+        old = reader.restore(step, program.build(other, vocabulary).state)
     optimizer = _restart_schedule(old.optimizer)
     state = state.replace(optimizer=fit(optimizer, state.optimizer, config.init_from))
     if state.ema is not None:

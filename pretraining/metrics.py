@@ -4,9 +4,11 @@
 with `time/` are timings; every other value is a function of (config, data, step), bit for bit.
 """
 
+import hashlib
 import json
 import os
 import pathlib
+import platform
 import sys
 import time
 from typing import Any
@@ -85,6 +87,8 @@ class Writer:
         """Everything written is on disk when this returns: a checkpoint may follow."""
         if self._active:
             os.fsync(self._file.fileno())
+            if self._tensorboard:
+                self._tensorboard.flush()
 
     def close(self) -> None:
         if self._active:
@@ -106,10 +110,12 @@ def _start_wandb(folder: pathlib.Path, config):
             f"config.log.wandb={config.log.wandb!r} needs the package wandb: "
             "pip install 'pretraining[wandb]'"
         ) from None
-    # The folder's name identifies the run, so that a resumed run goes on in the same curve.
+    # The place identifies the run, so that a resumed run goes on in the same curve.
+    place = f"{platform.node()}:{folder.resolve()}"
     return wandb.init(
         project=config.log.wandb,
-        id=folder.resolve().name,
+        name=folder.name,
+        id=hashlib.sha256(place.encode()).hexdigest()[:16],
         resume="allow",
         dir=str(folder),
         config=config.to_dict(),
@@ -158,9 +164,32 @@ class Clock:
             "time/step_s": step_s,
             "time/tokens_per_s": step_tokens / step_s,
             "time/mfu": step_flops / step_s / peak,
+            "time/peak_flops": peak,
             "time/data_wait": self.wait / self.seconds,
             "time/eta_s": steps_left * step_s,
         }
+
+
+class Profile:
+    """Profiles `config.log.profile_steps` steps from `profile_start` on, in <folder>/profile."""
+
+    def __init__(self, folder: pathlib.Path, config):
+        self._folder, self._steps = str(folder / "profile"), config.log.profile_steps
+        self._start, self._stop = config.log.profile_start, None
+
+    def reached(self, step: int, figures: Any) -> None:
+        """Begins after update `profile_start`; ends when `figures` of the last one are there."""
+        if self._start and step == self._start:
+            jax.profiler.start_trace(self._folder)
+            self._stop = step + self._steps
+        elif step == self._stop:
+            jax.block_until_ready(figures)
+            self.close()
+
+    def close(self) -> None:
+        if self._stop:
+            jax.profiler.stop_trace()
+            self._stop = None
 
 
 class Progress:

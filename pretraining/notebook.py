@@ -33,7 +33,7 @@ def load(workdir: str | pathlib.Path, step: int | None = None, ema: bool = False
     Raises:
       UserError: no run or no such checkpoint there, or no moving average in it.
     """
-    folder = pathlib.Path(workdir)
+    folder = run_folder.locate(workdir)
     config = run_folder.stored_config(folder)
     with config.unlocked():
         config.model.attention = "xla"  # the kernels of accelerators don't run here
@@ -124,9 +124,17 @@ class Run:
                 boundary.append(WORD_START if starts_word else 0)
             if part.strip():
                 ids, flags = self.vocabulary.encode_document(part)
+                if number and not part[0].isspace():
+                    ids, flags = self._continue(ids, flags)
                 tokens += ids.tolist()
                 boundary += flags.tolist()
         return tokens, boundary, positions
+
+    def _continue(self, ids: np.ndarray, flags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pieces of a text that goes on without a space: the one put before it is taken away."""
+        if self.vocabulary.pieces(ids[:1].tolist()) == ["\u2581"]:
+            ids, flags = ids[1:], flags[1:]
+        return ids, np.where(np.arange(len(flags)) == 0, 0, flags)
 
     def _likeliest(self, log_probs: np.ndarray, k: int) -> list[tuple[str, float]]:
         best = np.argsort(log_probs)[::-1][:k].tolist()

@@ -41,6 +41,13 @@ _PACKAGES = (
 )
 
 
+def locate(workdir: str | pathlib.Path) -> pathlib.Path:
+    """The folder of a run; refuses a URL, which would become a folder of that name."""
+    if "://" in str(workdir):
+        raise UserError(f"--workdir={workdir}: a mounted folder is needed, not a URL")
+    return pathlib.Path(workdir)
+
+
 @contextlib.contextmanager
 def lock(folder: pathlib.Path) -> Iterator[None]:
     """Holds the folder for this process; it is free again when the process ends, however it ends.
@@ -59,8 +66,10 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(f"--workdir={folder}: another process is training in it") from None
+        except OSError as error:
+            print(f"{folder} cannot be locked ({error.strerror}): train in it only once at a time")
         yield
 
 
@@ -94,11 +103,19 @@ def check_same_run(folder: pathlib.Path, config, vocabulary, data_fingerprint: s
         raise UserError(f"--workdir={folder} holds a run with another config: {listed}")
     if Vocabulary.load(folder / VOCABULARY).fingerprint != vocabulary.fingerprint:
         raise UserError(f"--workdir={folder} holds a run with another tokenizer")
-    first = json.loads((folder / PROVENANCE).read_text().splitlines()[0])
-    if first["data"] != data_fingerprint:
+    check_same_data(folder, config, data_fingerprint)
+
+
+def check_same_data(folder: pathlib.Path, config, data_fingerprint: str) -> None:
+    """Refuses data other than those that the run began with."""
+    try:
+        began = json.loads((folder / PROVENANCE).read_text().splitlines()[0])["data"]
+    except (OSError, ValueError, LookupError):
+        raise UserError(f"{folder / PROVENANCE} is missing or damaged") from None
+    if began != data_fingerprint:
         raise UserError(
-            f"--workdir={folder} holds a run on other data: the token store was "
-            f"{first['data'][:12]}, and {config.data.corpus!r} now gives {data_fingerprint[:12]}"
+            f"--workdir={folder} holds a run on other data: its token stores were {began[:12]}, "
+            f"and {config.data.corpus!r} now gives {data_fingerprint[:12]}"
         )
 
 

@@ -82,12 +82,13 @@ def partition(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """The partition of one leaf: a named dimension over `tensor`, then the largest over `fsdp`.
 
     `fsdp` takes the largest remaining dimension that it divides (the first of equals); a leaf
-    without one is replicated. Raises UserError when `tensor` does not divide its dimension.
+    without one is replicated. A vocabulary that `tensor` does not divide is not split over it;
+    heads and inner widths must divide, or UserError is raised.
     """
     axes: list[str | None] = [None] * len(shape)
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
     dimension = _tensor_dimension(name, shape) if tensor > 1 else None
-    if dimension is not None:
+    if dimension is not None and (shape[dimension] % tensor == 0 or not name.endswith("embedding")):
         if shape[dimension] % tensor:
             raise UserError(
                 f"config.mesh.tensor={tensor} does not divide dimension {dimension} of {name}, "
@@ -111,4 +112,9 @@ def _tensor_dimension(name: str, shape: tuple[int, ...]) -> int | None:
 def put_rows(rows: Any, mesh: Mesh) -> Any:
     """The global batch on the mesh, from the block of rows that this process loaded."""
     sharding = NamedSharding(mesh, ROWS)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), rows)
+
+    def place(x):
+        shape = (x.shape[0] * jax.process_count(), *x.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, x, shape)
+
+    return jax.tree.map(place, rows)

@@ -13,95 +13,27 @@ import pathlib
 import signal
 import sys
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
-from jax.sharding import Mesh
 
-from pretraining import (
-    checkpoint,
-    cli,
-    evaluate,
-    flops,
-    init_from,
-    metrics,
-    run_folder,
-    sharding,
-)
+from pretraining import checkpoint, cli, evaluate, flops, init_from, metrics, run_folder, sharding
 from pretraining import config as config_lib
 from pretraining import optimizer as optimizer_lib
-from pretraining import (
-    state as state_lib,
-)
-from pretraining import step as step_lib
-from pretraining.data import loader, prepare, tokenizer
+from pretraining import program as program_lib
+from pretraining import state as state_lib
+from pretraining.data import loader, prepare
 from pretraining.data.row import SPECIAL_POSITIONS
 from pretraining.errors import UserError
-from pretraining.models import attention
 
 
 def main(config, workdir: str, distributed: bool = False) -> int:
     """The command; returns the exit status."""
     if distributed:
         jax.distributed.initialize()
-    folder = pathlib.Path(workdir)
+    folder = run_folder.locate(workdir)
     with run_folder.lock(folder):
         return train(config, folder)
-
-
-class Program(NamedTuple):
-    """What a config means: the pure functions of a run and where its arrays live."""
-
-    objective: object
-    optimizer: optax.GradientTransformation
-    learning_rate: optax.Schedule
-    mesh: Mesh
-    state: state_lib.State  # shapes and shardings
-
-
-def build(config, vocabulary) -> Program:
-    """Builds and checks everything that a resolved config names; nothing is computed."""
-    mesh = sharding.make_mesh(config)
-    sharding.check_batch(config, mesh)
-    attention.check_kernel(
-        config.model.attention,
-        dtype=config.model.dtype,
-        dropout_rate=config.model.attention_dropout,
-        by_document=config.model.document_attention,
-        head_width=config.model.width // config.model.heads,
-        sequence_length=config.data.sequence_length,
-        platform=mesh.devices.flat[0].platform,
-    )
-    objective = config_lib.build_objective(config, vocabulary)
-    learning_rate = optimizer_lib.schedule(config.optimizer, config.train.steps)
-    params = jax.eval_shape(lambda: state_lib.init_params(objective, config))
-    optimizer = optimizer_lib.create(config.optimizer, learning_rate, params)
-    state = state_lib.shape(objective, optimizer, config, mesh)
-    return Program(objective, optimizer, learning_rate, mesh, state)
-
-
-def check(config) -> None:
-    """Refuses what can be refused before a corpus is prepared, which may take hours."""
-    config_lib.validate(config)
-    config = config_lib.resolve_durations(config, rows_per_epoch=10**9)  # not known yet
-    build(config, tokenizer.stand_in(config.tokenizer.size))
-
-
-def rows_per_epoch(prepared, config) -> int:
-    """Training rows of all sources together."""
-    payload = config.data.sequence_length - SPECIAL_POSITIONS
-    return sum(store.train.rows(payload) for store, _ in prepared.train)
-
-
-def jit_update(program: Program, config):
-    """The compiled `(state, rows) -> (state, metrics)`; the state's buffers are donated."""
-    update = step_lib.train_step(
-        program.objective, program.optimizer, program.learning_rate, config
-    )
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state)
-    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def train(config, folder: pathlib.Path) -> int:
@@ -112,11 +44,12 @@ def train(config, folder: pathlib.Path) -> int:
     A resumed run cuts its metrics back to the checkpoint and enters the loop after the save.
     """
     # ------------------------------------------------------------------ data, program, run folder
-    check(config)
+    program_lib.check(config)
     prepared = prepare.prepare(config)
-    config = config_lib.resolve_durations(config, rows_per_epoch(prepared, config))
+    config = config_lib.resolve_durations(config, program_lib.rows_per_epoch(prepared, config))
+    config = init_from.pin(config, folder)
     run_folder.check_same_run(folder, config, prepared.vocabulary, prepared.fingerprint)
-    program = build(config, prepared.vocabulary)
+    program = program_lib.build(config, prepared.vocabulary)
 
     with contextlib.ExitStack() as stack:
         # --------------------------------------------------------------------------------- resume
@@ -130,17 +63,14 @@ def train(config, folder: pathlib.Path) -> int:
             prepared.train, config, start, jax.process_index(), jax.process_count()
         )
         stack.enter_context(contextlib.closing(batches))
-        if start:
-            state = checkpoints.restore(start, program.state)
-        else:
-            state = state_lib.init(program.objective, program.optimizer, config, program.mesh)
-            state = init_from.start(config, state, prepared.vocabulary, build)
+        state = _begin(config, program, prepared.vocabulary, checkpoints, start)
         run_folder.record(folder, config, prepared.vocabulary, prepared.fingerprint, start)
 
         # ----------------------------------------------------------------------------------- loop
-        update = jit_update(program, config)
+        stack.enter_context(jax.set_mesh(program.mesh))  # kernels that partition themselves ask it
+        update = program_lib.jit_update(program, config)
         evaluator = evaluate.Evaluator(program.objective, config, program.mesh, prepared.vocabulary)
-        report = Report(folder, config, program, prepared, start, checkpoints)
+        report = Report(folder, config, prepared, start, checkpoints)
         stack.enter_context(contextlib.closing(report))
         stop = stack.enter_context(_signals())
         for step in range(start, total + 1):
@@ -155,33 +85,40 @@ def train(config, folder: pathlib.Path) -> int:
                     checkpoints.save(step, state)
             if ending:
                 break
-            with _profile(folder, config, step, state):
-                report.clock.resume()
-                rows = sharding.put_rows(next(batches), program.mesh)
-                report.clock.waited()
-                state, figures = update(state, rows)
-                report.push(step + 1, figures)
+            report.clock.resume()
+            rows = sharding.put_rows(next(batches), program.mesh)
+            report.clock.waited()
+            state, figures = update(state, rows)
+            report.push(step + 1, figures)
 
     # ---------------------------------------------------------------------------------------- end
     if stop and step < total:
         print(f"stopped by a signal at step {step}; run the same command again to go on")
         return 128 + stop[0]
-    if jax.process_index() == 0:
-        evaluate.print_summary(folder, program.objective, state.params, prepared, config)
+    evaluate.print_summary(folder, program.objective, state.params, prepared, config)
     return 0
+
+
+def _begin(config, program, vocabulary, checkpoints, step: int) -> state_lib.State:
+    """The state of the newest checkpoint, or that of step 0."""
+    if step:
+        return checkpoints.restore(step, program.state)
+    state = state_lib.init(program.objective, program.optimizer, config, program.mesh)
+    return init_from.start(config, state, vocabulary)
 
 
 class Report:
     """Writes the figures of each update one step late, so that the device never waits for them."""
 
-    def __init__(self, folder, config, program: Program, prepared, start: int, checkpoints):
+    def __init__(self, folder: pathlib.Path, config, prepared, start: int, checkpoints):
         self._config, self._prepared, self._checkpoints = config, prepared, checkpoints
         payload = config.data.sequence_length - SPECIAL_POSITIONS
         self._step_tokens = config.train.batch_size * payload
-        self._step_flops = flops.step_flops(program.objective, config)
+        self._step_flops = flops.step_flops(config, prepared.vocabulary)
         self._peak = flops.peak_flops(config)
         self._writer = metrics.Writer(folder, config, start)
         self._progress = metrics.Progress(start, config.train.steps)
+        self._profile = metrics.Profile(folder, config)
         self._pending = None
         self._compiled = False
         self.clock = metrics.Clock()
@@ -195,6 +132,7 @@ class Report:
             self._write({})
         self._pending = step, figures
         self.clock.worked(steps=1)
+        self._profile.reached(step, figures)
 
     def wait(self) -> None:
         """Waits for the last update, so that its time counts as that of a step."""
@@ -210,6 +148,8 @@ class Report:
     def _write(self, evaluation: dict[str, float]) -> None:
         (step, figures), self._pending = self._pending, None
         figures = metrics.fetch(figures)
+        if not evaluation:
+            self.clock.worked()
         if not figures.pop("finite"):
             self._stop_not_finite(step, figures)
         if not evaluation and not _due(step, self._config.log.every):
@@ -236,24 +176,23 @@ class Report:
         )
 
     def close(self) -> None:
+        self._profile.close()
         self._progress.close()
         self._writer.close()
 
 
-def check_schedules(folder: pathlib.Path, config, program: Program, vocabulary, step: int) -> None:
+def check_schedules(folder: pathlib.Path, config, program, vocabulary, step: int) -> None:
     """Refuses durations under which an update already made would have been another one."""
-    if not step:
-        return
-    old = run_folder.stored_config(folder)
-    changed = config_lib.differences(old, config)
+    changed = config_lib.differences(run_folder.stored_config(folder), config) if step else {}
     if not changed:
         return
-    before = config_lib.build_objective(old, vocabulary).schedule
-    old_rate = optimizer_lib.schedule(old.optimizer, old.train.steps)
+    old = run_folder.stored_config(folder)
+    knobs = config_lib.build_objective(old, vocabulary).schedule
+    rate = optimizer_lib.schedule(old.optimizer, old.train.steps)
     steps = jnp.arange(step)
     same = jax.tree.map(
         lambda a, b: bool(jnp.all(a == b)),
-        (jax.vmap(old_rate)(steps), jax.vmap(before)(steps)),
+        (jax.vmap(rate)(steps), jax.vmap(knobs)(steps)),
         (jax.vmap(program.learning_rate)(steps), jax.vmap(program.objective.schedule)(steps)),
     )
     if step > config.train.steps or not all(jax.tree.leaves(same)):
@@ -288,18 +227,6 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _profile(folder: pathlib.Path, config, step: int, state) -> Iterator[None]:
-    """Writes a profile of config.log.profile_steps steps into <folder>/profile."""
-    first, count = config.log.profile_start, config.log.profile_steps
-    if first and step == first:
-        jax.profiler.start_trace(str(folder / "profile"))
-    yield
-    if first and step == first + count - 1:
-        jax.block_until_ready(state)
-        jax.profiler.stop_trace()
 
 
 if __name__ == "__main__":

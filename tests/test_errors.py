@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from pretraining import config as config_lib
-from pretraining import metrics, run_folder, train
+from pretraining import metrics, program, run_folder, train
 from pretraining.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -23,7 +23,7 @@ def _never_compile(monkeypatch):
     def compiled(*_):
         raise AssertionError("it went on to compile")
 
-    monkeypatch.setattr(train, "jit_update", compiled)
+    monkeypatch.setattr(program, "jit_update", compiled)
 
 
 def refusal(overrides, folder) -> str:

@@ -120,4 +120,4 @@ def test_names_of_steps():
 
 def test_nothing_is_done_without_a_source():
     state = object()
-    assert init_from.start(ConfigDict(dict(init_from="")), state, None, None) is state
+    assert init_from.start(ConfigDict(dict(init_from="")), state, None) is state

@@ -56,6 +56,7 @@ def test_clock_shares_time_between_data_and_steps(monkeypatch):
             "time/step_s": 4.0,
             "time/tokens_per_s": 200.0,
             "time/mfu": 0.5,
+            "time/peak_flops": 1e9,
             "time/data_wait": 0.25,
             "time/eta_s": 20.0,
         }

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from pretraining import checkpoint, metrics, run_folder, train
+from pretraining import checkpoint, metrics, program, run_folder
 from pretraining.data.tokenizer import Vocabulary
 
 OBJECTIVES = ["causal_lm", "masked_lm"]
@@ -46,11 +46,9 @@ def starting_steps(folder):
 def state_leaves(folder):
     """Every leaf of the last state: parameters, optimizer, moving average, counters."""
     config = run_folder.stored_config(folder)
-    program = train.build(config, Vocabulary.load(folder / run_folder.VOCABULARY))
+    built = program.build(config, Vocabulary.load(folder / run_folder.VOCABULARY))
     checkpoints = checkpoint.Checkpoints(folder / run_folder.CHECKPOINTS, 1)
-    return jax.tree_util.tree_leaves_with_path(
-        jax.device_get(checkpoints.restore(40, program.state))
-    )
+    return jax.tree_util.tree_leaves_with_path(jax.device_get(checkpoints.restore(40, built.state)))
 
 
 def assert_same_run(folder, reference):

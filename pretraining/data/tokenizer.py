@@ -197,7 +197,7 @@ def train(texts: Iterable[str], tokenizer_config) -> Vocabulary:
         [0.98, 1], a size that the texts do not fill or that does not hold their characters.
     """
     config = tokenizer_config
-    _check_config(config)
+    check(config)
     texts = [piece_model.as_text(text) for text in texts if not text.isspace() and text]
     if not texts:
         raise UserError("the tokenizer has no text: see config.data.corpus, tokenizer.sample_bytes")
@@ -237,7 +237,8 @@ _SPECIAL = dict(
 )
 
 
-def _check_config(config):
+def check(config) -> None:
+    """Refuses a value of `config.tokenizer` that is out of range; UserError names it."""
     allowed = {
         "kind": ("unigram", "bpe"),
         "normalization": ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity"),

@@ -22,7 +22,7 @@ def inputs():
     hidden = jax.random.normal(keys[0], (B, K, D))
     table = jax.random.normal(keys[1], (V, D))
     labels = jax.random.randint(keys[2], (B, K), 0, V)
-    weights = jax.random.bernoulli(keys[3], 0.7, (B, K)).astype(jnp.float32)
+    weights = jax.random.bernoulli(keys[3], 0.7, (B, K)).astype(jnp.float32).at[:, -1].set(1)
     return hidden, table, labels, weights
 
 

@@ -189,6 +189,7 @@ def test_predicting_fewer_than_are_corrupted(build, make_rows, corrupt, assert_b
     assert (examples.corrupted.sum(axis=1) == 14).all()  # .4 x 34 = 13.6
     assert examples.weights.shape[1] == 7  # .2 x 34 = 6.8
     assert (examples.weights == 1).all()
+    assert (examples.overflow == 0).all()
     assert np.take_along_axis(examples.corrupted, examples.positions, axis=1).all()
     # Which of the corrupted are predicted is random too.
     predicted = np.zeros_like(examples.corrupted)

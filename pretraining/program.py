@@ -1,0 +1,82 @@
+"""What a config means: the pure functions of a run, and where its arrays live."""
+
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from pretraining import config as config_lib
+from pretraining import optimizer as optimizer_lib
+from pretraining import sharding, state, step
+from pretraining.data import tokenizer
+from pretraining.data.row import SPECIAL_POSITIONS
+from pretraining.models import attention
+
+
+class Program(NamedTuple):
+    """Everything that is compiled.
+
+    Attributes:
+      objective: of config.objective.name.
+      optimizer: optax transformation.
+      learning_rate: step -> learning rate.
+      mesh: the devices.
+      state: the State as ShapeDtypeStructs with their shardings.
+    """
+
+    objective: Any
+    optimizer: optax.GradientTransformation
+    learning_rate: optax.Schedule
+    mesh: Mesh
+    state: state.State
+
+
+def build(config, vocabulary) -> Program:
+    """Builds and checks all that a resolved config names; nothing is computed.
+
+    Raises:
+      UserError: a contradiction among the config, the vocabulary and the devices.
+    """
+    mesh = sharding.make_mesh(config)
+    sharding.check_batch(config, mesh)
+    attention.check_kernel(
+        config.model.attention,
+        dtype=config.model.dtype,
+        dropout_rate=config.model.attention_dropout,
+        by_document=config.model.document_attention,
+        head_width=config.model.width // config.model.heads,
+        sequence_length=config.data.sequence_length,
+        platform=mesh.devices.flat[0].platform,
+    )
+    objective = config_lib.build_objective(config, vocabulary)
+    learning_rate = optimizer_lib.schedule(config.optimizer, config.train.steps)
+    params = jax.eval_shape(lambda: state.init_params(objective, config))
+    optimizer = optimizer_lib.create(config.optimizer, learning_rate, params)
+    return Program(
+        objective, optimizer, learning_rate, mesh, state.shape(objective, optimizer, config, mesh)
+    )
+
+
+def check(config) -> None:
+    """Refuses what can be refused before a corpus is prepared, which may take hours."""
+    config_lib.validate(config)
+    tokenizer.check(config.tokenizer)
+    if config.tokenizer.model:
+        vocabulary = tokenizer.load_model(config.tokenizer.model)
+    else:
+        vocabulary = tokenizer.stand_in(config.tokenizer.size)
+    build(config_lib.without_epochs(config), vocabulary)
+
+
+def rows_per_epoch(prepared, config) -> int:
+    """Training rows of all sources together."""
+    payload = config.data.sequence_length - SPECIAL_POSITIONS
+    return sum(store.train.rows(payload) for store, _ in prepared.train)
+
+
+def jit_update(program: Program, config):
+    """The jitted `(state, rows) -> (state, metrics)`; the state's buffers are donated."""
+    update = step.train_step(program.objective, program.optimizer, program.learning_rate, config)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state)
+    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
