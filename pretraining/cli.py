@@ -112,7 +112,7 @@ def _check_overrides(config: ml_collections.ConfigDict, argv: list[str]) -> None
 def _help(argv: list[str], doc: str, options: dict[str, str], with_config: bool) -> str:
     lines = [doc.strip(), "", "Options:"]
     if with_config:
-        lines.append("  --config=FILE[:ARG]        a recipe, e.g. configs/masked_lm.py:tiny")
+        lines.append("  --config=FILE[:ARG]        a recipe, e.g. configs/quickstart.py")
         lines.append("  --config.SECTION.KEY=VALUE changes one of its keys")
     lines += [f"  --{name:<24} {text}" for name, text in options.items()]
     if with_config:

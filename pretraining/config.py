@@ -189,13 +189,12 @@ def resolve_durations(
 def without_epochs(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A resolved copy for checks before the number of rows is known: no phase is in epochs."""
     flat = flatten(config)
-    epochs = [key for key in _DURATIONS if _parse_duration(key, flat[key])[1] == "epochs"]
-    copy = config.copy_and_resolve_references()
-    with copy.unlocked():
-        for key in epochs:
+    written = config.to_dict()
+    for key in _DURATIONS:
+        if _parse_duration(key, flat[key])[1] == "epochs":
             section, name = key.split(".")
-            copy[section][name] = 10**9 if key == "train.steps" else 0
-    return resolve_durations(copy, rows_per_epoch=1)
+            written[section][name] = 10**9 if key == "train.steps" else 0
+    return resolve_durations(ml_collections.ConfigDict(written), rows_per_epoch=1)
 
 
 def _parse_duration(key: str, value) -> tuple[float, str]:

@@ -70,6 +70,10 @@ def test_mistakes_on_the_command_line_are_one_line(arguments, message):
         ([], "--workdir is missing"),
         (["--workdir=w"], "--config is missing"),
         (["--workdir=w", "--config=configs/none.py"], "there is no file 'configs/none.py'"),
+        (["--workdir=w", "--config=README.md"], "a recipe is a Python file"),
+        (["--workdir=w", "--config=configs/quickstart.py:tiny"], "comes in one size"),
+        (["--workdir=w", "--config=configs/masked_lm.py:huge"], "tiny, small, base, large"),
+        (["--workdir=w", "--config=configs/__init__.py"], "has no function get_config"),
     ],
 )
 def test_what_is_missing_is_named(arguments, message):
@@ -139,6 +143,14 @@ def test_percentages_refer_to_the_run_and_round_up_exactly():
         config_lib.resolve_durations(config, 1)
 
 
+def test_phases_in_epochs_are_not_judged_before_rows_are_counted():
+    for steps in (1000, "1 epoch"):
+        overrides = {"train.steps": steps, "optimizer.warmup": "1 epoch"}
+        checked = config_lib.without_epochs(config_lib.load(RECIPE, overrides))
+        assert checked.optimizer.warmup == 0
+        assert checked.train.steps == (1000 if steps == 1000 else 10**9)
+
+
 def test_epochs_count_copies():
     """Each row stands twice in a batch of 8: 20 rows are 5 steps."""
     overrides = {"train.batch_size": 8, "data.copies": 2, "train.steps": "1 epoch"}
@@ -163,8 +175,9 @@ def test_differences_ignore_only_what_may_change():
 
 def test_an_unknown_objective_names_those_that_exist():
     config = config_lib.load(RECIPE, {"objective.name": "masked"})
-    with pytest.raises(UserError, match=r"objectives/masked.py; there are .*masked_lm"):
+    with pytest.raises(UserError, match=r"objectives/masked.py; there are .*masked_lm") as caught:
         config_lib.build_objective(config, None)
+    assert "selection" not in str(caught.value)  # a helper is no objective
 
 
 def test_help_explains_every_key_of_a_recipe():

@@ -46,6 +46,7 @@ def refusal(overrides, folder) -> str:
         ({"train.batch_size": 12}, ["12 rows", "8 devices"]),
         ({"mesh.data": 3}, ["config.mesh.data=3", "8"]),
         ({"optimizer.warmup": 50}, ["warmup=50", "40"]),
+        ({"tokenizer.size": 0}, ["config.tokenizer.size=0"]),
         ({"optimizer.name": "adma"}, ["name='adma'", "adamw"]),
         ({"optimizer.decay_exclude": ("(",)}, ["decay_exclude"]),
         ({"model.attention": "flash"}, ["config.model.attention='flash'", "xla"]),
@@ -160,6 +161,10 @@ def test_a_damaged_store_is_refused(finished, run_overrides, tmp_path):
 def test_two_processes_cannot_train_in_one_folder(finished, run_overrides):
     with run_folder.lock(finished):
         assert "another process is training in it" in refusal(run_overrides, finished)
+
+
+def test_a_url_is_no_folder(small_overrides):
+    assert "not a URL" in refusal(small_overrides, "gs://bucket/run")
 
 
 def test_a_folder_that_cannot_be_written(small_overrides, tmp_path):

@@ -11,8 +11,9 @@ import pretraining
 from pretraining import evaluate, metrics
 
 
-def run_command(command, folder, *options):
-    process = command("pretraining.evaluate", options=[f"--workdir={folder}", *options])
+def run_command(command, folder, *options, devices=1):
+    options = [f"--workdir={folder}", *options]
+    process = command("pretraining.evaluate", options=options, devices=devices)
     out, err = process.communicate()
     return process.returncode, out, err
 
@@ -48,6 +49,17 @@ def test_the_command_repeats_the_runs_own_figures(objective, trained, command):
     else:
         run = pretraining.load(folder)
         assert 1 < figures["pseudo_perplexity"] < run.vocabulary.size * 2
+
+
+def test_other_devices_than_those_that_trained(trained, command):
+    folder = trained["causal_lm"]
+    code, out, err = run_command(command, folder, devices=4)
+    assert code == 0, err
+    last = metrics.read(folder / metrics.FILE)[-1]
+    np.testing.assert_allclose(json.loads(out)["loss"], last["eval/loss"], rtol=1e-5)
+    code, _, err = run_command(command, folder, devices=3)
+    assert code == 2
+    assert "config.evaluate.batch_size: 8 rows are not divisible by the 3 devices" in err
 
 
 def test_another_corpus_another_step_and_the_moving_average(trained, command, small_corpus):

@@ -10,6 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import pretraining
+from pretraining import config as config_lib
 from pretraining import init_from, metrics, run_folder
 from pretraining.errors import UserError
 
@@ -110,6 +111,22 @@ def test_schedule_counters_restart_and_moments_counters_stay():
             _, state = optimizer.update(params, state, params)
     adam, schedule = init_from._restart_schedule(state)
     assert (int(adam.count), int(schedule.count)) == (3, 0)
+
+
+def test_a_run_keeps_the_step_it_began_from(trained, tmp_path):
+    """The source may train on between two starts of the new run."""
+    source = trained["masked_lm"]
+    config = run_folder.stored_config(source).copy_and_resolve_references()
+    with config.unlocked():
+        config.init_from = str(source)
+    assert init_from.pin(config, tmp_path).init_from == f"{source}@40"
+    with config.unlocked():
+        config.init_from = f"{source}@28"
+    (tmp_path / run_folder.CONFIG).write_text(config_lib.to_json(config))
+    with config.unlocked():
+        config.init_from = str(source)
+    assert init_from.pin(config, tmp_path).init_from == f"{source}@28"
+    assert init_from.pin(run_folder.stored_config(source), tmp_path).init_from == ""
 
 
 def test_names_of_steps():

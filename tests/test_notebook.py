@@ -99,6 +99,18 @@ def test_fill_mask_gives_probabilities_of_each_mask(masked):
         masked.fill_mask("nothing to fill")
 
 
+@pytest.mark.parametrize(
+    "text", ["the [MASK] of the object.", "[MASK] value", "the value of the [MASK].", "a [MASK]"]
+)
+def test_what_surrounds_a_mask_has_the_pieces_of_running_text(masked, text):
+    """Against the same text with a word that is one piece in the place of the mask."""
+    tokens, _, (position,) = masked._mask_text(text)
+    (word,) = masked.vocabulary.encode("the")
+    whole = masked.vocabulary.encode(text.replace("[MASK]", "the"))
+    assert whole[position] == word
+    assert [*tokens[:position], word, *tokens[position + 1 :]] == whole
+
+
 def test_encode_gives_a_vector_for_each_token_of_each_layer(masked, causal):
     texts = ["the value of the object", "a list"]
     for run in (masked, causal):

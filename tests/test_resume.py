@@ -78,6 +78,36 @@ def test_killed_twice_equals_straight(objective, trained, run_overrides, command
     assert_same_run(folder, trained[objective])
 
 
+@pytest.mark.parametrize("objective", ["masked_lm"])
+def test_killed_while_preparing_and_while_saving(
+    objective, trained, run_overrides, command, tmp_path
+):
+    """At the first sign of a store, of a first checkpoint, and of one that is not sealed yet."""
+    folder, cache = tmp_path / "killed", tmp_path / "cache"
+    overrides = run_overrides | {"data.cache": str(cache)}
+
+    def unsealed():
+        steps = (folder / run_folder.CHECKPOINTS).glob("[0-9]*")
+        return any(not (step / checkpoint.MANIFEST).exists() for step in steps)
+
+    signs = {
+        "preparing": lambda: any(cache.glob("stores/*")),
+        "first save": lambda: any((folder / run_folder.CHECKPOINTS).glob("*")),
+        "not sealed": unsealed,
+    }
+    for sign in signs.values():
+        process = launch(command, objective, folder, overrides)
+        while process.poll() is None and not sign():
+            time.sleep(0.001)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    process = launch(command, objective, folder, overrides)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert_same_run(folder, trained[objective])
+
+
 def test_sigterm_saves_the_step_it_interrupts(trained, run_overrides, command, tmp_path):
     folder = tmp_path / "stopped"
     process = launch(command, "masked_lm", folder, run_overrides)

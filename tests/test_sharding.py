@@ -48,6 +48,7 @@ def test_impossible_meshes_are_refused(sizes):
         ("0/mu/encoder/embeddings/token/embedding", (100, 64), PartitionSpec("tensor", "fsdp")),
         ("encoder/layer_0/mlp_norm/scale", (63,), PartitionSpec(None)),  # 2 does not divide 63
         ("encoder/layer_0/mlp_norm/scale", (64,), PartitionSpec("fsdp")),
+        ("encoder/embeddings/token/embedding", (101, 64), PartitionSpec(None, "fsdp")),
         ("step", (), PartitionSpec()),
     ],
 )
