@@ -157,14 +157,15 @@ def main(workdir: str, corpus: str | None, step: str | None, ema: bool, rows: st
     config = run.config.copy_and_resolve_references()
     with config.unlocked():  # whatever devices wrote it, those that are here evaluate it
         config.mesh.update(data=-1, fsdp=1, tensor=1)
+        rows_per_device = math.ceil(config.evaluate.batch_size / jax.device_count())
+        config.evaluate.batch_size = rows_per_device * jax.device_count()
     mesh = sharding.make_mesh(config)
-    sharding.check_batch(config, mesh)
     params = jax.device_put(run.params, sharding.tree_shardings(run.params, mesh))
     figures = {"step": run.step, "ema": ema, "corpus": corpus or "validation"}
     evaluator = Evaluator(run.objective, config, mesh, run.vocabulary)
     figures |= evaluator.figures(params, prepared.validation)
     figures |= likelihoods(run, prepared.validation, sample, figures["loss"])
-    name = "-".join([str(run.step), *["ema"] * ema, *[_slug(corpus)] * bool(corpus)])
+    name = "-".join(filter(None, [str(run.step), "ema" * ema, _slug(corpus or "")]))
     folder = pathlib.Path(workdir) / "evaluations"
     folder.mkdir(exist_ok=True)
     text = json.dumps(figures, indent=1)

@@ -114,3 +114,10 @@ def trained(run_overrides, command, tmp_path_factory) -> dict[str, pathlib.Path]
         assert process.returncode == 0, err
         assert "Validation, step 40" in out
     return folders
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _bounded_memory():
+    """What one file compiled is of no use to the next."""
+    yield
+    jax.clear_caches()

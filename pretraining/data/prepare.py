@@ -174,6 +174,9 @@ def _train_tokenizer(config, sources, folder: pathlib.Path) -> dict[str, Any]:
     for source in sources:
         budget = int(config.tokenizer.sample_bytes * source.weight / total)
         texts += tokenizer.sample(_training_documents(source.name, config.data), budget)
+    if not texts:
+        listed = ", ".join(map(repr, names))
+        raise UserError(f"config.data.corpus: {listed} has no document to train a tokenizer on")
     tokenizer.train(texts, config.tokenizer).save(folder / "vocabulary")
     return {"sources": names, "tokenizer": config.tokenizer.to_dict()}
 
