@@ -33,7 +33,7 @@ def pin(config, folder: pathlib.Path):
         began = _parse(run_folder.stored_config(folder).init_from)
         step = began[1] if began[0] == path else None
     if step is None:
-        run_folder.stored_config(run_folder.locate(path))  # refuses a folder without a run
+        run_folder.stored_config(path)  # refuses a folder without a run
         _, step = checkpoint.load_parameters(path / run_folder.CHECKPOINTS)
     config = config.copy_and_resolve_references()
     with config.unlocked():
@@ -89,8 +89,8 @@ def start(config, state: State, vocabulary) -> State:
 def _parse(written: str) -> tuple[pathlib.Path, int | None]:
     path, at, step = written.rpartition("@")
     if at and step.isdigit():
-        return pathlib.Path(path), int(step)
-    return pathlib.Path(written), None
+        return run_folder.locate(path), int(step)
+    return run_folder.locate(written), None
 
 
 def fit(old: Any, new: Any, source: str) -> Any:

@@ -42,10 +42,10 @@ _PACKAGES = (
 
 
 def locate(workdir: str | pathlib.Path) -> pathlib.Path:
-    """The folder of a run; refuses a URL, which would become a folder of that name."""
+    """The absolute folder of a run; refuses a URL, which would become a folder of that name."""
     if "://" in str(workdir):
         raise UserError(f"--workdir={workdir}: a mounted folder is needed, not a URL")
-    return pathlib.Path(workdir)
+    return pathlib.Path(os.path.abspath(workdir))  # Orbax takes no other
 
 
 @contextlib.contextmanager

@@ -139,9 +139,10 @@ def test_a_run_keeps_the_step_it_began_from(trained, tmp_path):
 
 
 def test_names_of_steps():
-    assert init_from._parse("runs/a@12") == (pathlib.Path("runs/a"), 12)
-    assert init_from._parse("runs/a") == (pathlib.Path("runs/a"), None)
-    assert init_from._parse("me@host/a") == (pathlib.Path("me@host/a"), None)
+    here = pathlib.Path.cwd()
+    assert init_from._parse("runs/a@12") == (here / "runs/a", 12)
+    assert init_from._parse("runs/a") == (here / "runs/a", None)
+    assert init_from._parse("me@host/a") == (here / "me@host/a", None)
 
 
 def test_nothing_is_done_without_a_source():

@@ -1,13 +1,18 @@
 """What only a whole run shows."""
 
 import json
+import os
+import pathlib
 import re
 import shutil
 
 import numpy as np
 import pytest
 
+import pretraining
 from pretraining import checkpoint, metrics, run_folder
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def start(command, folder, overrides, objective="masked_lm", devices=1):
@@ -140,6 +145,18 @@ def test_settings_that_change_the_whole_step(changes, small_overrides, command, 
     assert np.isfinite(lines[-1]["eval/loss"])
     if "log.tensorboard" in changes:
         assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+def test_relative_folders(small_overrides, command, tmp_path, monkeypatch):
+    """As a user writes them: --workdir=runs/name, from whichever folder."""
+    overrides = small_overrides | {"train.steps": 2}
+    workdir = os.path.relpath(tmp_path / "run", ROOT)
+    finish(start(command, workdir, overrides))
+    monkeypatch.chdir(tmp_path)
+    assert pretraining.load("run").step == 2
+    again = {"init_from": workdir, "train.steps": 1}
+    finish(start(command, os.path.relpath(tmp_path / "next", ROOT), overrides | again))
+    assert pretraining.load("next").config.init_from == f"{tmp_path / 'run'}@2"
 
 
 def test_named_validation_sets_are_logged(small_overrides, small_corpus, command, tmp_path):
