@@ -47,7 +47,7 @@ def model():
         width=768,  # D, of the residual stream
         heads=12,  # attention heads; must divide width
         mlp_width=3072,  # inner width of the feed-forward block
-        embedding_width=0,  # width of the embeddings; 0 = width, else a projection follows (ELECTRA)
+        embedding_width=0,  # of the embeddings; 0 = width, else a projection follows (ELECTRA)
         position="learned",  # learned | rotary | none
         position_rows=0,  # rows of the learned table; 0 = data.sequence_length
         position_offset=0,  # first row used (RoBERTa: 2)
@@ -56,7 +56,8 @@ def model():
         norm="layernorm",  # layernorm | rmsnorm
         norm_order="post",  # post (BERT) | pre (GPT-2: a final norm closes the stack)
         norm_epsilon=1e-12,  # added to the variance
-        activation="gelu_tanh",  # gelu_tanh (BERT, GPT-2) | gelu_erf (RoBERTa, ELECTRA) | relu | silu
+        # gelu_tanh (BERT, GPT-2) | gelu_erf (RoBERTa, ELECTRA) | relu | silu
+        activation="gelu_tanh",
         gated=False,  # gated feed-forward: GeGLU with a gelu, SwiGLU with silu
         bias=True,  # biases in projections and norms
         dropout=0.1,  # after embeddings and on each sub-layer's output
@@ -66,12 +67,13 @@ def model():
         head_transform=True,  # dense + activation + norm before the output projection (BERT)
         head_bias=True,  # bias of the output projection (BERT: yes, GPT-2: no)
         tie_head=True,  # the output projection is the token embedding
-        logits_chunk=128,  # positions of a row whose logits exist at once
+        logits_chunk=32,  # positions of a row whose logits exist at once
         dtype="float32",  # compute: float32 | bfloat16; parameters and reductions stay float32
-        attention="xla",  # kernel: xla (everything) | cudnn (GPU, dropout 0) | splash (TPU, dropout 0)
+        # kernel: xla (serves everything) | cudnn (GPU, dropout 0) | splash (TPU, dropout 0)
+        attention="xla",
         execution="unrolled",  # layers unrolled | scanned (compile time flat in depth)
         remat="none",  # what the backward pass recomputes: none | dots (all but matmuls) | full
-        document_attention=False,  # True: tokens of different documents in a row don't see each other
+        document_attention=False,  # True: the documents of a row don't see each other
     )
 
 
@@ -100,8 +102,9 @@ def tokenizer():
         size=4096,  # V, pieces of a trained vocabulary, specials included
         character_coverage=0.9995,  # share of characters with a piece of their own
         byte_fallback=True,  # other characters become bytes; False: unk
-        normalization="nmt_nfkc",  # nmt_nfkc | nfkc | nmt_nfkc_cf | nfkc_cf (case folded) | identity
-        sample_bytes=20_000_000,  # text the trainer reads: a deterministic sample of the training split
+        # nmt_nfkc | nfkc | nmt_nfkc_cf | nfkc_cf (case folded) | identity
+        normalization="nmt_nfkc",
+        sample_bytes=20_000_000,  # of training text that the trainer reads, a deterministic sample
     )
 
 

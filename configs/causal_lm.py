@@ -45,7 +45,7 @@ SIZES = {
         train=dict(steps=10_000, batch_size=128),
     ),
     "base": dict(
-        model=dict(layers=12, width=768, heads=12, mlp_width=3072, **GPT2),
+        model=dict(logits_chunk=128, layers=12, width=768, heads=12, mlp_width=3072, **GPT2),
         tokenizer=dict(kind="bpe", size=50_257, normalization="identity"),
         data=dict(sequence_length=1024),
         optimizer=dict(schedule="cosine", learning_rate=2.5e-4, warmup=2000),
@@ -54,7 +54,7 @@ SIZES = {
         checkpoint=dict(every=5000),
     ),
     "large": dict(
-        model=dict(layers=24, width=1024, heads=16, mlp_width=4096, **GPT2),
+        model=dict(logits_chunk=128, layers=24, width=1024, heads=16, mlp_width=4096, **GPT2),
         tokenizer=dict(kind="bpe", size=50_257, normalization="identity"),
         data=dict(sequence_length=1024),
         optimizer=dict(schedule="cosine", learning_rate=2.5e-4, warmup=2000),

@@ -42,7 +42,7 @@ SIZES = {
         train=dict(steps=10_000, batch_size=128),
     ),
     "base": dict(
-        model=dict(layers=12, width=768, heads=12, mlp_width=3072, segments=2),
+        model=dict(logits_chunk=128, layers=12, width=768, heads=12, mlp_width=3072, segments=2),
         tokenizer=dict(size=30_522),
         data=dict(sequence_length=512),
         optimizer=dict(name="bert_adam", schedule="bert", learning_rate=1e-4, warmup=10_000),
@@ -51,7 +51,7 @@ SIZES = {
         checkpoint=dict(every=10_000),
     ),
     "large": dict(
-        model=dict(layers=24, width=1024, heads=16, mlp_width=4096, segments=2),
+        model=dict(logits_chunk=128, layers=24, width=1024, heads=16, mlp_width=4096, segments=2),
         tokenizer=dict(size=30_522),
         data=dict(sequence_length=512),
         optimizer=dict(name="bert_adam", schedule="bert", learning_rate=1e-4, warmup=10_000),
