@@ -5,6 +5,9 @@
 4 layers of 128 on 4,096 pieces, batches of 64 rows of 128 tokens. Rotary positions and norms before
 the sub-layers leave the plateau at the unigram loss within 100 steps; BERT's learned positions and
 norms after them take several hundred.
+
+Run on 2 CPU cores (2026-11-20): 3 min 39 s from command to end, corpus and tokenizer included;
+validation loss 4.90 at step 400, against 6.50 of the unigram baseline and 8.32 of log V.
 """
 
 import ml_collections
