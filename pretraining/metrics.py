@@ -5,6 +5,7 @@ with `time/` are timings; every other value is a function of (config, data, step
 """
 
 import hashlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -15,6 +16,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+from pretraining.errors import UserError
 
 FILE = "metrics.jsonl"
 
@@ -100,16 +103,18 @@ class Writer:
                 self._wandb.finish()
 
 
-def _start_wandb(folder: pathlib.Path, config):
-    from pretraining.errors import UserError
-
-    try:
-        import wandb
-    except ImportError:
+def check(config) -> None:
+    """Refuses a tracker that is not installed."""
+    if config.log.wandb and importlib.util.find_spec("wandb") is None:
         raise UserError(
             f"config.log.wandb={config.log.wandb!r} needs the package wandb: "
-            "pip install 'pretraining[wandb]'"
-        ) from None
+            "pip install -e '.[wandb]'"
+        )
+
+
+def _start_wandb(folder: pathlib.Path, config):
+    import wandb
+
     # The place identifies the run, so that a resumed run goes on in the same curve.
     place = f"{platform.node()}:{folder.resolve()}"
     return wandb.init(

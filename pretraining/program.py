@@ -7,8 +7,8 @@ import optax
 from jax.sharding import Mesh
 
 from pretraining import config as config_lib
+from pretraining import metrics, sharding, state, step
 from pretraining import optimizer as optimizer_lib
-from pretraining import sharding, state, step
 from pretraining.data import tokenizer
 from pretraining.data.row import SPECIAL_POSITIONS
 from pretraining.models import attention
@@ -61,6 +61,7 @@ def build(config, vocabulary) -> Program:
 def check(config) -> None:
     """Refuses what can be refused before a corpus is prepared, which may take hours."""
     config_lib.validate(config)
+    metrics.check(config)
     tokenizer.check(config.tokenizer)
     if config.tokenizer.model:
         vocabulary = tokenizer.load_model(config.tokenizer.model)

@@ -67,6 +67,13 @@ def test_contradictions_are_found_before_the_corpus_is_touched(
     assert not list((tmp_path / "run").glob("[!.]*"))
 
 
+def test_a_tracker_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None)
+    config = config_lib.load("configs/masked_lm.py:tiny", {"log.wandb": "project"})
+    with pytest.raises(UserError, match=r"config.log.wandb='project' .*\[wandb\]"):
+        metrics.check(config)
+
+
 @pytest.mark.parametrize(
     "changes, parts",
     [
