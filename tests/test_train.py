@@ -134,7 +134,13 @@ def test_more_steps_are_allowed_where_no_past_step_changes(small_overrides, comm
         {"data.copies": 2, "objective.mask_rate": 0.2, "objective.unit": "whole_word"},
         {"model.execution": "scanned", "model.remat": "full", "model.document_attention": True},
         {"model.dtype": "bfloat16", "optimizer.name": "muon", "objective.count": "bernoulli"},
-        {"optimizer.name": "lamb", "train.steps": "700 tokens", "log.tensorboard": True},
+        {
+            "optimizer.name": "lamb",
+            "train.steps": "700 tokens",
+            "log.tensorboard": True,
+            "log.profile_start": 1,
+            "log.profile_steps": 1,
+        },
     ],
 )
 def test_settings_that_change_the_whole_step(changes, small_overrides, command, tmp_path):
@@ -145,6 +151,7 @@ def test_settings_that_change_the_whole_step(changes, small_overrides, command, 
     assert np.isfinite(lines[-1]["eval/loss"])
     if "log.tensorboard" in changes:
         assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+        assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
 def test_relative_folders(small_overrides, command, tmp_path, monkeypatch):
