@@ -8,6 +8,8 @@ changes the rest: `--config.train.steps=2000`. Durations are an int (steps) or a
 import ml_collections
 from ml_collections import config_dict
 
+from pretraining.errors import UserError
+
 
 def free(value):
     """A key whose value may change its type (a duration, a source or a list of sources)."""
@@ -33,6 +35,22 @@ def get_config() -> ml_collections.ConfigDict:
             init_optimizer=False,  # take over its optimizer state and moving average too
         )
     )
+
+
+def at_size(sizes: dict, size: str, objective: dict) -> ml_collections.ConfigDict:
+    """The shared defaults with the keys of an objective, changed as `sizes[size]` says.
+
+    Raises:
+      UserError: there is no such size.
+    """
+    if size not in sizes:
+        raise UserError(
+            f"configs/{objective['name']}.py:{size}: no such size, there are {', '.join(sizes)}"
+        )
+    config = get_config()
+    config.objective = objective
+    config.update(sizes[size])
+    return config
 
 
 def objective():

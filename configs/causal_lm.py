@@ -21,7 +21,6 @@ beside other work, validation loss 5.53, against 6.65 of the unigram baseline
 import ml_collections
 
 from configs import base
-from pretraining.errors import UserError
 
 GPT2 = dict(
     norm_order="pre",
@@ -71,12 +70,7 @@ SIZES = {
 
 def get_config(size: str = "small") -> ml_collections.ConfigDict:
     """One of SIZES; UserError for any other."""
-    if size not in SIZES:
-        raise UserError(f"configs/causal_lm.py:{size}: no such size, there are {', '.join(SIZES)}")
-    config = base.get_config()
-    config.objective = objective()
-    config.update(SIZES[size])
-    return config
+    return base.at_size(SIZES, size, objective())
 
 
 def objective():

@@ -27,7 +27,6 @@ Other published recipes, as changes of these keys:
 import ml_collections
 
 from configs import base
-from pretraining.errors import UserError
 
 SIZES = {
     "tiny": dict(
@@ -67,12 +66,7 @@ SIZES = {
 
 def get_config(size: str = "small") -> ml_collections.ConfigDict:
     """One of SIZES; UserError for any other."""
-    if size not in SIZES:
-        raise UserError(f"configs/masked_lm.py:{size}: no such size, there are {', '.join(SIZES)}")
-    config = base.get_config()
-    config.objective = objective()
-    config.update(SIZES[size])
-    return config
+    return base.at_size(SIZES, size, objective())
 
 
 def objective():
