@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pretraining.errors import UserError
-from pretraining.models.attention import Attention
+from pretraining.models.attention import Attention, visible
 from pretraining.models.heads import LanguageModelHead, gather_positions
 from pretraining.models.transformer import Transformer, TransformerConfig
 
@@ -43,6 +43,43 @@ class Term(NamedTuple):
     smooth: float = 0.0
 
 
+class Description(NamedTuple):
+    """What an objective does to ONE row, for people to see: `python -m pretraining.show`.
+
+    Every line has an entry for each of the L positions; -1 leaves a place empty.
+
+    Attributes:
+      tokens: {title: [L] int32 token ids}; the first line is the input before corruption.
+      numbers: {title: [L] int32}: labels, ranks, numbers of spans, boundaries.
+      sees: {title: [L, L] bool}: may the position (first axis) see the other one?
+    """
+
+    tokens: dict[str, Any]
+    numbers: dict[str, Any]
+    sees: dict[str, Any]
+
+
+class Network(NamedTuple):
+    """A network of an objective in the layout of `transformers`: pretraining/export.py.
+
+    Attributes:
+      architectures: classes, tried in order: the first that can hold the network is taken.
+      config: its sizes.
+      take: params -> {"encoder": ..., "head": ...}, the network's parameters alone.
+      put: (params, such a network) -> params with the network's in their place.
+      logits: (apply, params, example) -> the `logits` of the class at every position of
+        `query(row, [])`, [B, L, V] or [B, L].
+      left_out: the part of the objective that the class has no place for; "" = none.
+    """
+
+    architectures: tuple[str, ...]
+    config: TransformerConfig
+    take: Callable[[Any], dict[str, Any]]
+    put: Callable[[Any, dict[str, Any]], Any]
+    logits: Callable[..., jax.Array]
+    left_out: str = ""
+
+
 class Objective(NamedTuple):
     """What the loop trains.
 
@@ -62,7 +99,12 @@ class Objective(NamedTuple):
       log_probs: (apply, params, example) -> [B, Q, V] log-probabilities at the queried positions.
       encode: (apply, params, example) -> N + 1 arrays [B, T, D]: vectors of the payload's tokens,
         those of the embeddings and of every block.
-      describe: example of ONE row -> dict of named arrays to show; None = nothing to show.
+      score: (apply, params, example) -> [B, T]: a value for each token of the payload of
+        `query(row, [])`, higher where the text is likelier. None: log-likelihoods by `log_probs`.
+      describe: (apply, params, row, example) -> Description of ONE row; reads the example that the
+        loss reads.
+      hugging_face: {subfolder, "" = the folder itself: Network}, what `export` writes and
+        `config.init_from` reads.
     """
 
     model: nn.Module
@@ -74,7 +116,9 @@ class Objective(NamedTuple):
     query: Callable[..., Any] | None = None
     log_probs: Callable[..., jax.Array] | None = None
     encode: Callable[..., tuple[jax.Array, ...]] | None = None
-    describe: Callable[[Any], dict[str, Any]] | None = None
+    score: Callable[..., jax.Array] | None = None
+    describe: Callable[..., Description] | None = None
+    hugging_face: dict[str, Network] | None = None
 
 
 # ------------------------------------------------------------------------------------ the network
@@ -117,6 +161,24 @@ def encode(apply: Callable, params: Any, example: Any) -> tuple[jax.Array, ...]:
     """Every layer's vectors [B, T, D] of the payload, which one token precedes in a `frame`."""
     layers = apply({"params": params}, example, all_layers=True, method="encode")
     return tuple(layer[:, 1 : layer.shape[1] - 2] for layer in layers)
+
+
+def logits(apply: Callable, params: Any, example: Any) -> jax.Array:
+    """Logits [B, L, V] of a `LanguageModel` at every position of the example, no dropout."""
+    everywhere = jnp.broadcast_to(jnp.arange(example.tokens.shape[1]), example.tokens.shape)
+    return apply({"params": params}, example._replace(positions=everywhere))
+
+
+def network(config: TransformerConfig, *architectures: str, left_out: str = "") -> Network:
+    """The `hugging_face` part of an objective whose encoder and head are a `LanguageModel`'s."""
+    return Network(
+        architectures,
+        config,
+        take=lambda params: {"encoder": params["encoder"], "head": params["head"]},
+        put=lambda params, network: {**params, **network},
+        logits=logits,
+        left_out=left_out,
+    )
 
 
 # --------------------------------------------------------------------------------------- the loss
@@ -212,6 +274,31 @@ def unigram_nll(vocabulary) -> np.ndarray:
     """[V] float32: -log of each token's share of the training split, add-one smoothed."""
     counts = np.asarray(vocabulary.unigram_counts, np.float64) + 1
     return -np.log(counts / counts.sum()).astype(np.float32)
+
+
+# ------------------------------------------------------------------------------------- description
+
+
+def see(attention: Attention, size: int) -> jax.Array:
+    """[L, L] bool: who (first) sees whom, by the description of ONE row; padding does neither."""
+    attention = jax.tree.map(lambda x: x[None], attention)
+    mask = visible(attention, size)
+    mask = jnp.ones((size, size), bool) if mask is None else mask[0, 0]
+    mask = jnp.broadcast_to(mask, (size, size))
+    if attention.length is None:
+        return mask
+    return mask & (jnp.arange(size) < attention.length)[:, None]
+
+
+def blank(values, length) -> jax.Array:
+    """values [L] int32 up to `length`, -1 from there on."""
+    return jnp.where(jnp.arange(values.shape[0]) < length, values, -1)
+
+
+def at_positions(positions, values, weights, size: int) -> jax.Array:
+    """[size] int32: values [K] at positions [K], -1 elsewhere and where the weight is 0."""
+    place = jnp.where(weights > 0, positions, size)
+    return jnp.full(size, -1, jnp.int32).at[place].set(values, mode="drop")
 
 
 # -------------------------------------------------------------------------------------- the format

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from objectives import base
-from objectives.base import Objective, Term
+from objectives.base import Description, Objective, Term
 from pretraining.data.row import Row
+from pretraining.models.attention import Attention
 from pretraining.models.transformer import TransformerConfig
 
 
@@ -105,16 +106,20 @@ def build(config, vocabulary) -> Objective:
         log_probs=base.log_probs,
         encode=base.encode,
         describe=describe,
+        hugging_face={"": base.network(transformer, "GPT2LMHeadModel", "BertLMHeadModel")},
     )
 
 
-def describe(example: Example) -> dict[str, jax.Array]:
-    """[L] each: `tokens`, and `targets`, what each position predicts, -1 where nothing."""
-    targets = jnp.where(example.weights > 0, example.labels, -1)
-    return {
-        "tokens": example.tokens,
-        "targets": jnp.full(example.tokens.shape, -1).at[example.positions].set(targets),
-    }
+def describe(apply, params, row: Row, example: Example) -> Description:
+    """Input, what each position predicts, and who sees whom."""
+    size = example.tokens.shape[0]
+    targets = base.at_positions(example.positions, example.labels, example.weights, size)
+    attention = Attention(True, example.length, example.document)
+    return Description(
+        tokens={"input": base.blank(example.tokens, example.length), "predicts": targets},
+        numbers={},
+        sees={"sees": base.see(attention, size)},
+    )
 
 
 def _query(config, vocabulary, row: Row, positions: jax.Array) -> Example:

@@ -18,9 +18,6 @@ those of training.
 
 import functools
 
-import jax
-import jax.numpy as jnp
-
 from objectives import base, masking
 from objectives.base import Objective, Term
 from pretraining.models.heads import gather_positions
@@ -70,16 +67,6 @@ def build(config, vocabulary) -> Objective:
         query=functools.partial(masking.query, config, vocabulary),
         log_probs=base.log_probs,
         encode=base.encode,
-        describe=describe,
+        describe=masking.describe,
+        hugging_face={"": base.network(transformer, "BertForMaskedLM", "RobertaForMaskedLM")},
     )
-
-
-def describe(example: masking.Example) -> dict[str, jax.Array]:
-    """[L] each: `tokens`, `corrupted`, and `targets`, -1 where nothing is predicted."""
-    slot = jnp.where(example.weights > 0, example.positions, example.tokens.shape[0])
-    targets = jnp.full(example.tokens.shape, -1, jnp.int32)
-    return {
-        "tokens": example.tokens,
-        "corrupted": example.corrupted,
-        "targets": targets.at[slot].set(example.labels, mode="drop"),
-    }

@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from objectives import base, selection
+from objectives.base import Description
 from pretraining.data.row import SPECIAL_POSITIONS, Row
 from pretraining.errors import UserError
+from pretraining.models.attention import Attention
 
 
 class Example(NamedTuple):
@@ -116,6 +118,25 @@ def query(config, vocabulary, row: Row, positions: jax.Array) -> Example:
         labels=jnp.where(known, tokens[positions], base.padding(vocabulary)),
         weights=known.astype(jnp.float32),
         overflow=jnp.zeros((), jnp.float32),
+    )
+
+
+def describe(apply, params, row: Row, example: Example) -> Description:
+    """The row before and after corruption, what is predicted, and who sees whom."""
+    size = example.tokens.shape[0]
+    inside = jnp.pad(row.tokens, (1, SPECIAL_POSITIONS - 1))
+    original = jnp.where(example.corrupted, inside, example.tokens)
+    attention = Attention(False, example.length, example.document)
+    return Description(
+        tokens={
+            "original": base.blank(original, example.length),
+            "input": base.blank(example.tokens, example.length),
+            "predicted": base.at_positions(
+                example.positions, example.labels, example.weights, size
+            ),
+        },
+        numbers={},
+        sees={"sees": base.see(attention, size)},
     )
 
 

@@ -3,6 +3,8 @@
 Letters: B rows, L positions, H heads, d width of a head.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -76,6 +78,22 @@ def attend(
     if attention.length is None:
         return out
     return jnp.where(_valid(attention.length, query.shape[1])[:, :, None, None], out, 0)
+
+
+def visible(attention: Attention, length: int) -> jax.Array | None:
+    """[B or 1, 1, L or 1, L] bool, True where the position (third) sees the other (last).
+
+    None: everybody sees everybody. Rows of the mask at or beyond `attention.length` mean nothing.
+    """
+    parts = []
+    if attention.causal:
+        parts.append(jnp.tril(jnp.ones((1, 1, length, length), bool)))
+    if attention.length is not None:
+        parts.append(_valid(attention.length, length)[:, None, None])
+    if attention.document is not None:
+        document = attention.document[:, None]
+        parts.append(document[:, :, :, None] == document[:, :, None, :])
+    return functools.reduce(jnp.logical_and, parts) if parts else None
 
 
 def check_kernel(
@@ -183,30 +201,12 @@ def _xla(query, key, value, attention, rate, dropout_key):
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
     query = query * query.shape[-1] ** -0.5
     scores = jnp.einsum("bhld,bhmd->bhlm", query, key, preferred_element_type=jnp.float32)
-    visible = _visible(attention, query.shape[2])
-    if visible is not None:
-        scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
+    mask = visible(attention, query.shape[2])
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     probabilities = dropout(jax.nn.softmax(scores, axis=-1), rate, dropout_key)
     out = jnp.einsum("bhlm,bhmd->bhld", probabilities.astype(value.dtype), value)
     return out.transpose(0, 2, 1, 3)
-
-
-def _visible(attention, length):
-    """[B or 1, 1, L or 1, L] bool, True where the position (third) sees the other (last)."""
-    parts = []
-    if attention.causal:
-        parts.append(jnp.tril(jnp.ones((1, 1, length, length), bool)))
-    if attention.length is not None:
-        parts.append(_valid(attention.length, length)[:, None, None])
-    if attention.document is not None:
-        document = attention.document[:, None]
-        parts.append(document[:, :, :, None] == document[:, :, None, :])
-    if not parts:
-        return None
-    visible = parts[0]
-    for part in parts[1:]:
-        visible = visible & part
-    return visible
 
 
 def _valid(length, positions):

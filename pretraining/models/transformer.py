@@ -150,12 +150,23 @@ class Embeddings(nn.Module):
         key: jax.Array | None = None,
     ) -> jax.Array:
         """[B, L, E] in the compute dtype; arguments and errors as in `Transformer`."""
+        return self.add(self.token(tokens), segments, key)
+
+    def add(
+        self,
+        vectors: jax.Array,
+        segments: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """The same of token vectors [B, L, E] float32, which may be another network's: the own
+        token table is then never created."""
         config = self.config
-        total = self.token(tokens)
+        total = vectors
         if config.position == "learned":
-            total = total + self._positions(tokens.shape[1])
+            total = total + self._positions(vectors.shape[1])
         if config.segments:
-            total = total + self.segment(jnp.zeros_like(tokens) if segments is None else segments)
+            none = jnp.zeros(vectors.shape[:2], jnp.int32)
+            total = total + self.segment(none if segments is None else segments)
         elif segments is not None:
             raise UserError("config.model.segments=0, but the objective gives segment types")
         if config.embedding_norm:

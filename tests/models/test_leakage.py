@@ -94,11 +94,11 @@ def test_leakage_goes_red_under_a_sabotaged_mask(
 
 
 def sabotage_mask(monkeypatch, name):
-    visible = attention_module._visible
+    visible = attention_module.visible
 
     def sabotaged(attention, length):
         mask = visible(attention, length)
         mask = jnp.ones((1, 1, 1, 1), bool) if mask is None else mask
         return SABOTAGES[name](jnp.broadcast_to(mask, (*mask.shape[:2], length, length)))
 
-    monkeypatch.setattr(attention_module, "_visible", sabotaged)
+    monkeypatch.setattr(attention_module, "visible", sabotaged)

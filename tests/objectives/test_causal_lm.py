@@ -212,10 +212,14 @@ def test_query_predicts_tokens_from_those_before(build, trained, make_rows):
 
 def test_describe(build, make_rows, corrupt):
     config, objective = build()
-    example = jax.tree.map(lambda x: x[0], corrupt(objective, make_rows(config, [9])))
-    shown = objective.describe(example)
-    assert (shown["tokens"] == example.tokens).all()
-    assert shown["targets"].tolist() == [*example.labels[:9].tolist(), *[-1] * 26]
+    rows = make_rows(config, [9])
+    row, example = (jax.tree.map(lambda x: x[0], t) for t in (rows, corrupt(objective, rows)))
+    shown = objective.describe(None, None, row, example)
+    payload = row.tokens[:9].tolist()
+    assert shown.tokens["input"].tolist() == [2, *payload, *[-1] * 25]
+    assert shown.tokens["predicts"].tolist() == [*payload, *[-1] * 26]
+    sees = [[j <= i < 10 for j in range(35)] for i in range(35)]
+    assert shown.sees["sees"].tolist() == sees
 
 
 # ------------------------------------------------------------------------------------------ errors

@@ -3,6 +3,7 @@
 
 import importlib
 import math
+import operator
 import pathlib
 from collections import Counter
 
@@ -317,9 +318,15 @@ def test_context_is_what_a_queried_position_sees(objective, rows, params):
     assert differs == {2: True, 5: False, 9: objective.context == "both"}
 
 
-def test_describe_shows_named_arrays(objective, examples):
+def test_describe_shows_lines_of_the_row(objective, rows, examples, params):
+    """What was corrupted, as much as it was, is told from the rest by the first line alone."""
     if objective.describe is None:
         pytest.skip("this objective shows nothing")
-    shown = objective.describe(jax.tree.map(lambda x: x[0], examples))
-    assert "tokens" in shown
-    assert all(np.asarray(value).shape for value in shown.values())
+    for b in (0, 3, 7):
+        row, example = jax.tree.map(operator.itemgetter(b), (rows, examples))
+        shown = objective.describe(objective.model.apply, params, row, example)
+        lines = [np.asarray(line) for line in (*shown.tokens.values(), *shown.numbers.values())]
+        assert all(line.shape == (35,) for line in lines)
+        assert all(np.asarray(matrix).shape == (35, 35) for matrix in shown.sees.values())
+        payload = np.asarray(rows.tokens)[b, : LENGTHS[b]]
+        assert payload_start(lines[0], payload, np.zeros(35, bool)) is not None

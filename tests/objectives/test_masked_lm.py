@@ -162,13 +162,17 @@ def test_describe_puts_targets_in_their_places(build, make_rows, corrupt):
     config, objective = build(**{"objective.mask_rate": 0.4, "objective.predict_rate": 0.1})
     rows = make_rows(config, [20], separators=False)
     example = jax.tree.map(lambda x: x[0], corrupt(objective, rows))
-    shown = {name: np.asarray(value) for name, value in objective.describe(example).items()}
-    assert (shown["tokens"] == np.asarray(example.tokens)).all()
-    at = np.flatnonzero(shown["targets"] >= 0)
+    row = jax.tree.map(lambda x: x[0], rows)
+    shown = objective.describe(None, None, row, example)
+    original, seen, predicted = (np.asarray(shown.tokens[k]) for k in shown.tokens)
+    assert list(shown.tokens) == ["original", "input", "predicted"]
+    assert original.tolist() == [2, *row.tokens[:20].tolist(), 3, *[-1] * 13]
+    assert (seen[:22] == np.asarray(example.tokens)[:22]).all()
+    at = np.flatnonzero(predicted >= 0)
     assert len(at) == 2  # .1 x 22 = 2.2
-    assert (shown["targets"][at] == np.asarray(rows.tokens)[0, at - 1]).all()
-    assert shown["corrupted"][at].all()
-    assert shown["corrupted"].sum() == 9  # .4 x 22 = 8.8
+    assert (predicted[at] == original[at]).all()
+    inside = np.arange(35) < 22
+    assert (np.asarray(shown.sees["sees"]) == inside[:, None] & inside).all()
 
 
 # ----------------------------------------------------------------------------------------- recipes
