@@ -84,11 +84,16 @@ def base_recipe():
     return importlib.import_module("configs.base")
 
 
+def objective_names() -> list[str]:
+    """The names of all objectives: the files of the package `objectives` that have `build`."""
+    folders = importlib.import_module("objectives").__path__
+    files = [file for folder in folders for file in pathlib.Path(folder).glob("*.py")]
+    return sorted(f.stem for f in files if re.search(r"^def build\(", f.read_text(), re.M))
+
+
 def build_objective(config, vocabulary):
     """The Objective of the file objectives/<config.objective.name>.py."""
-    package = importlib.import_module("objectives")
-    files = sorted(pathlib.Path(package.__path__[0]).glob("*.py"))
-    names = [file.stem for file in files if re.search(r"^def build\(", file.read_text(), re.M)]
+    names = objective_names()
     if config.objective.name not in names:
         raise UserError(
             f"config.objective.name={config.objective.name!r}: there is no file "

@@ -182,17 +182,18 @@ class Run:
         return self.vocabulary.decode(ids)
 
     def score(self, texts: list[str], per_token: bool = False) -> np.ndarray | list[np.ndarray]:
-        """Log-likelihood (nats) of each text: [n], or one array of token values per text.
+        """How likely each text is (nats): [n], or one array of token values per text.
 
-        Exact for objectives that see the left (the first token given the start symbol), the
-        pseudo-log-likelihood for those that see both sides (Salazar et al. 2020).
+        The log-likelihood, exact, for objectives that see the left (the first token given the start
+        symbol); the pseudo-log-likelihood for those that see both sides, each token hidden alone
+        and all others visible (Salazar et al. 2020); an objective's own `score` where it has one:
+        a discriminator's log-probability that the token is the original one. Special tokens count
+        nothing. Scores of different kinds do not compare.
         """
         predict.require(self.objective, "score")
         rows = [predict.text_row(self.vocabulary, text, self.payload) for text in _texts(texts)]
         values = [
-            predict.token_log_likelihoods(
-                self.objective, self.params, row, self.vocabulary.special_ids
-            )
+            predict.token_scores(self.objective, self.params, row, self.vocabulary.special_ids)
             for row in rows
         ]
         return values if per_token else np.array([value.sum() for value in values])

@@ -69,6 +69,19 @@ def encode(objective, params, rows: list[Row], layer: int) -> np.ndarray:
     return np.concatenate(parts)[: len(rows)]
 
 
+def token_scores(objective, params, row: Row, skip: tuple[int, ...]) -> np.ndarray:
+    """[length]: a value for every token of a row, higher where likelier; 0 for the ids in `skip`.
+
+    The objective's own score where it has one (one pass over the intact row), log-likelihoods
+    otherwise.
+    """
+    if objective.score is None:
+        return token_log_likelihoods(objective, params, row, skip)
+    function = _score_function(objective.query, objective.score, objective.model)
+    values = np.asarray(function(params, next(_batches([row]))))[0, : int(row.length)]
+    return np.where(np.isin(row.tokens[: len(values)], skip), 0.0, values)
+
+
 def token_log_likelihoods(objective, params, row: Row, skip: tuple[int, ...]) -> np.ndarray:
     """[length] log-likelihood of every token of a row; 0 for the ids in `skip`.
 
@@ -113,9 +126,15 @@ def _query_function(query, log_probs, model):
 
 
 @functools.lru_cache(maxsize=8)
-def _encode_function(query, encode, model, layer):
-    def function(params, rows):
-        examples = jax.vmap(query)(rows, np.zeros((rows.length.shape[0], 0), np.int32))
-        return encode(model.apply, params, examples)[layer]
+def _score_function(query, score, model):
+    return jax.jit(lambda params, rows: score(model.apply, params, _intact(query, rows)))
 
-    return jax.jit(function)
+
+@functools.lru_cache(maxsize=8)
+def _encode_function(query, encode, model, layer):
+    return jax.jit(lambda params, rows: encode(model.apply, params, _intact(query, rows))[layer])
+
+
+def _intact(query, rows: Row):
+    """The examples of whole rows, nothing being asked."""
+    return jax.vmap(query)(rows, np.zeros((rows.length.shape[0], 0), np.int32))

@@ -21,8 +21,10 @@ ROWS = PartitionSpec(("data", "fsdp"))  # the leading axis of a batch
 # "/"-joined path decides; a parameter without one is not split over `tensor`. Optimizer state
 # follows its parameter, whose path its own path contains.
 _TENSOR_DIMENSIONS = (
-    (r"attention/(query|key|value)/kernel$", 1),  # [D, H, d]: heads
+    (r"attention/(query|key|value|position)/kernel$", 1),  # [D, H, d]: heads
     (r"attention/(query|key|value)/bias$", 0),  # [H, d]
+    (r"attention/(content|position|segment)_bias$", 0),  # [H, d]
+    (r"attention/segment_embedding$", 1),  # [2, H, d]
     (r"attention/out/kernel$", 0),  # [H, d, D]
     (r"mlp/(up|gate)/kernel$", 1),  # [D, F]: inner width
     (r"mlp/(up|gate)/bias$", 0),  # [F]
@@ -82,19 +84,20 @@ def partition(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """The partition of one leaf: a named dimension over `tensor`, then the largest over `fsdp`.
 
     `fsdp` takes the largest remaining dimension that it divides (the first of equals); a leaf
-    without one is replicated. A vocabulary that `tensor` does not divide is not split over it;
-    heads and inner widths must divide, or UserError is raised.
+    without one is replicated. A vocabulary that `tensor` does not divide is not split over it, nor
+    are the heads of a smaller network beside the encoder (a generator may have a single one); the
+    encoder's heads and inner widths must divide, or UserError is raised.
     """
     axes: list[str | None] = [None] * len(shape)
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
     dimension = _tensor_dimension(name, shape) if tensor > 1 else None
-    if dimension is not None and (shape[dimension] % tensor == 0 or not name.endswith("embedding")):
-        if shape[dimension] % tensor:
-            raise UserError(
-                f"config.mesh.tensor={tensor} does not divide dimension {dimension} of {name}, "
-                f"whose shape is {shape}"
-            )
+    if dimension is not None and shape[dimension] % tensor == 0:
         axes[dimension] = "tensor"
+    elif dimension is not None and re.search(r"(^|/)encoder/layer_", name):
+        raise UserError(
+            f"config.mesh.tensor={tensor} does not divide dimension {dimension} of {name}, "
+            f"whose shape is {shape}"
+        )
     free = [d for d in range(len(shape)) if axes[d] is None and shape[d] % fsdp == 0]
     if fsdp > 1 and free:
         axes[max(free, key=lambda d: shape[d])] = "fsdp"

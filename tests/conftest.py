@@ -1,5 +1,6 @@
 """Strict numerics and eight simulated devices for every test."""
 
+import concurrent.futures
 import os
 import pathlib
 import subprocess
@@ -13,6 +14,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import numpy as np
 import pytest
+
+from pretraining.config import objective_names
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -101,19 +104,20 @@ def run_overrides(small_overrides) -> dict:
 @pytest.fixture(scope="session")
 def trained(run_overrides, command, tmp_path_factory) -> dict[str, pathlib.Path]:
     """{objective: folder} of runs of 40 steps that nothing disturbed."""
-    folders = {}
-    for objective in ("causal_lm", "masked_lm"):
-        folders[objective] = tmp_path_factory.mktemp("trained") / objective
-        process = command(
-            "pretraining.train",
-            f"configs/{objective}.py:tiny",
-            run_overrides,
-            [f"--workdir={folders[objective]}"],
-        )
+
+    def train(objective):
+        folder = tmp_path_factory.mktemp("trained") / objective
+        recipe, options = f"configs/{objective}.py:tiny", [f"--workdir={folder}"]
+        process = command("pretraining.train", recipe, run_overrides, options)
         out, err = process.communicate()
         assert process.returncode == 0, err
         assert "Validation, step 40" in out
-    return folders
+        return folder
+
+    first, *others = objective_names()
+    folders = {first: train(first)}  # prepares the store that the others read
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        return folders | dict(zip(others, pool.map(train, others), strict=True))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import types
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 import pretraining
 from pretraining import evaluate, metrics
+from pretraining.config import objective_names
 
 
 def run_command(command, folder, *options, devices=1):
@@ -31,7 +33,7 @@ def test_terms_of_batches_add_up_before_they_are_divided():
     assert evaluate.combine(nothing) == {"a": 0.0, "loss": 0.0, "tokens": 0.0}
 
 
-@pytest.mark.parametrize("objective", ["causal_lm", "masked_lm"])
+@pytest.mark.parametrize("objective", objective_names())
 def test_the_command_repeats_the_runs_own_figures(objective, trained, command):
     folder = trained[objective]
     code, out, err = run_command(command, folder, "--rows=2")
@@ -39,7 +41,9 @@ def test_the_command_repeats_the_runs_own_figures(objective, trained, command):
     figures = json.loads(out)
     assert figures == json.loads((folder / "evaluations" / "40.json").read_text())
     last = metrics.read(folder / metrics.FILE)[-1]
-    for name in ("loss", "accuracy", "unigram_loss", objective):
+    terms = [key.removeprefix("eval/") for key in last if re.fullmatch(r"eval/\w+", key)]
+    assert {"loss", "accuracy", "unigram_loss"} < set(terms)
+    for name in terms:
         np.testing.assert_allclose(figures[name], last[f"eval/{name}"], rtol=1e-6)
     assert figures["uniform_loss"] == math.log(300)
     assert figures["tokens"] > 0

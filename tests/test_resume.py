@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from pretraining import checkpoint, metrics, program, run_folder
+from pretraining.config import objective_names
 from pretraining.data.tokenizer import Vocabulary
-
-OBJECTIVES = ["causal_lm", "masked_lm"]
 
 
 def launch(command, objective, folder, overrides):
@@ -60,7 +59,7 @@ def assert_same_run(folder, reference):
         assert leaf.tobytes() == wanted.tobytes(), path
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", objective_names())
 def test_killed_twice_equals_straight(objective, trained, run_overrides, command, tmp_path):
     folder = tmp_path / "killed"
     for step in (9, 23):
@@ -129,7 +128,14 @@ def test_sigterm_saves_the_step_it_interrupts(trained, run_overrides, command, t
 
 @pytest.mark.parametrize(
     "objective, mesh",
-    [("causal_lm", (2, 2, 2)), ("masked_lm", (8, 1, 1)), ("masked_lm", (1, 8, 1))],
+    [
+        ("causal_lm", (2, 2, 2)),
+        ("masked_lm", (8, 1, 1)),
+        ("masked_lm", (1, 8, 1)),
+        ("permutation_lm", (2, 2, 2)),
+        ("span_boundary", (8, 1, 1)),
+        ("replaced_token_detection", (2, 2, 2)),
+    ],
 )
 def test_eight_devices_give_the_losses_of_one(objective, mesh, small_overrides, command, tmp_path):
     """unigram_loss depends on rows and masks alone: any other mask would show in it."""

@@ -49,6 +49,27 @@ def test_impossible_meshes_are_refused(sizes):
         ("encoder/layer_0/mlp_norm/scale", (63,), PartitionSpec(None)),  # 2 does not divide 63
         ("encoder/layer_0/mlp_norm/scale", (64,), PartitionSpec("fsdp")),
         ("encoder/embeddings/token/embedding", (101, 64), PartitionSpec(None, "fsdp")),
+        (
+            "encoder/layer_0/attention/position/kernel",
+            (64, 4, 16),
+            PartitionSpec("fsdp", "tensor", None),
+        ),
+        (
+            "encoder/layer_0/attention/content_bias",
+            (4, 16),
+            PartitionSpec("tensor", "fsdp"),
+        ),
+        (
+            "encoder/layer_0/attention/segment_embedding",
+            (2, 4, 15),
+            PartitionSpec("fsdp", "tensor", None),
+        ),
+        # A generator of one head.
+        (
+            "generator/layer_0/attention/query/kernel",
+            (16, 1, 16),
+            PartitionSpec("fsdp", None, None),
+        ),
         ("step", (), PartitionSpec()),
     ],
 )

@@ -44,17 +44,10 @@ def test_the_run_folder_tells_what_was_run(trained):
 
 
 def test_every_line_has_what_a_reader_expects(trained):
-    for objective, folder in trained.items():
+    for folder in trained.values():
         lines = metrics.read(folder / metrics.FILE)
         assert [line["step"] for line in lines] == list(range(1, 41))
-        for key in (
-            "loss",
-            objective,
-            "accuracy",
-            "gradient_norm",
-            "learning_rate",
-            "unigram_loss",
-        ):
+        for key in ("loss", "accuracy", "gradient_norm", "learning_rate", "unigram_loss"):
             assert all(np.isfinite(line[f"train/{key}"]) for line in lines), key
         for key in ("tokens_per_s", "mfu", "data_wait", "eta_s", "step_s"):
             assert all(line[f"time/{key}"] >= 0 for line in lines), key
@@ -62,6 +55,7 @@ def test_every_line_has_what_a_reader_expects(trained):
         assert [line["step"] for line in evaluated] == [10, 20, 30, 40]
         for line in evaluated:
             assert {"eval/unigram_loss", "eval/uniform_loss", "eval/ema/loss"} <= line.keys()
+    lines = metrics.read(trained["masked_lm"] / metrics.FILE)
     rates = [line["train/knobs/mask_rate"] for line in lines]
     np.testing.assert_allclose(rates, 0.15, rtol=1e-6)
 
@@ -69,7 +63,7 @@ def test_every_line_has_what_a_reader_expects(trained):
 def test_losses_fall(trained):
     for folder in trained.values():
         lines = metrics.read(folder / metrics.FILE)
-        assert lines[-1]["eval/loss"] < lines[9]["eval/loss"] < np.log(300)
+        assert lines[-1]["eval/loss"] < lines[9]["eval/loss"] < lines[0]["train/loss"]
 
 
 def test_the_damaged_newest_checkpoint_is_told_and_the_one_before_used(

@@ -4,7 +4,6 @@
 import importlib
 import math
 import operator
-import pathlib
 from collections import Counter
 
 import jax
@@ -14,13 +13,9 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-import objectives
+from pretraining.config import objective_names
 
-NAMES = sorted(
-    path.stem
-    for path in pathlib.Path(objectives.__path__[0]).glob("*.py")
-    if hasattr(importlib.import_module(f"objectives.{path.stem}"), "build")
-)
+NAMES = objective_names()
 # Full rows, short ones, and the empty ones that fill up the last batch of an evaluation.
 LENGTHS = [32, 32, 31, 20, 9, 2, 1, 0]
 
@@ -265,17 +260,29 @@ def test_loss_falls_on_a_learnable_language(objective, config, make_rows, init, 
 def test_the_encoder_is_there_once_and_owns_the_embeddings(config, params):
     """The encoder has the parameters of its config, counted by hand; the rest has no further
     embedding of the vocabulary."""
-    model, vocabulary_size = config.model, 64
-    width, inner = model.width, model.mlp_width
-    layer = 4 * (width**2 + width) + 2 * width * inner + inner + width + 4 * width
-    positions = config.data.sequence_length if model.position == "learned" else 0
-    embeddings = (vocabulary_size + positions + model.segments + 2) * width
     sizes = lambda tree: [leaf.shape for leaf in jax.tree.leaves(tree)]
     count = sum(math.prod(shape) for shape in sizes(params["encoder"]))
-    assert count == model.layers * layer + embeddings
-    tables = [s for s in sizes(params) if len(s) == 2 and s[0] == vocabulary_size]
-    assert tables == [(vocabulary_size, width)]
+    assert count == encoder_count(config.model, 64, config.data.sequence_length)
+    tables = [s for s in sizes(params) if len(s) == 2 and s[0] == 64]
+    assert len(tables) == 1
     assert params["encoder"]["embeddings"]["token"]["embedding"].shape == tables[0]
+
+
+def encoder_count(model, vocabulary_size, length):
+    """Parameters of BERT's encoder, or of XLNet's where positions are relative."""
+    width, inner = model.width, model.mlp_width
+    mlp = 2 * width * inner + inner + width
+    norms = 4 * width
+    if model.position == "relative":
+        # q, k, v, r, o without biases; r_w, r_r, r_s and two segment embeddings; the mask embedding
+        layer = 5 * width**2 + 3 * width + 2 * width + mlp + norms
+        return model.layers * layer + vocabulary_size * width + width
+    narrow = model.embedding_width or width
+    positions = length if model.position == "learned" else 0
+    embeddings = (vocabulary_size + positions + model.segments + 2) * narrow
+    projection = 0 if narrow == width else narrow * width + width
+    layer = 4 * (width**2 + width) + mlp + norms
+    return model.layers * layer + embeddings + projection
 
 
 def test_the_example_initialises_every_parameter(objective, rows, params, init, corrupt):
