@@ -174,7 +174,8 @@ def network(config: TransformerConfig, *architectures: str, left_out: str = "") 
     return Network(
         architectures,
         config,
-        take=lambda params: {"encoder": params["encoder"], "head": params["head"]},
+        # GPT-2's head has no parameters.
+        take=lambda params: {part: params[part] for part in ("encoder", "head") if part in params},
         put=lambda params, network: {**params, **network},
         logits=logits,
         left_out=left_out,
@@ -343,6 +344,14 @@ def require(vocabulary, objective: str, *names: str) -> None:
                 f"config.objective.name={objective!r} needs a {name!r} token, "
                 "which the vocabulary lacks"
             )
+
+
+def check(config, choices: dict[str, Iterable[str]], ranges: dict[str, tuple]) -> None:
+    """`check_choice` and `check_range` of several keys, {key: allowed} and {key: (low, [high])}."""
+    for key, allowed in choices.items():
+        check_choice(config, key, allowed)
+    for key, limits in ranges.items():
+        check_range(config, key, *limits)
 
 
 def check_choice(config, key: str, allowed: Iterable[str]) -> None:

@@ -118,7 +118,7 @@ def describe(apply, params, row: Row, example: Example) -> Description:
     return Description(
         tokens={"input": base.blank(example.tokens, example.length), "predicts": targets},
         numbers={},
-        sees={"sees": base.see(attention, size)},
+        sees={"attention": base.see(attention, size)},
     )
 
 

@@ -17,6 +17,7 @@ those of training.
 """
 
 import functools
+from collections.abc import Callable
 
 from objectives import base, masking
 from objectives.base import Objective, Term
@@ -35,27 +36,12 @@ def build(config, vocabulary) -> Objective:
         config.model, vocabulary.size, config.data.sequence_length
     )
     mask = masking.create(config, vocabulary)
-    base.check_range(config, "smooth", 0)
-    smooth = config.objective.smooth
-    unigram_nll = base.unigram_nll(vocabulary)
+    terms = make_terms(config, vocabulary)
 
     def loss(apply, params, example, knobs, key, train):
-        variables = {"params": params}
-        hidden = apply(variables, example, key if train else None, method="encode")
-        sums = base.cross_entropy(
-            lambda chunk: apply(variables, chunk, method="project"),
-            gather_positions(hidden, example.positions),
-            example.labels,
-            example.weights,
-            transformer.logits_chunk,
-        )
-        terms = base.prediction_terms(
-            "masked_lm", sums, example.labels, example.weights, unigram_nll
-        )
-        terms["masked_lm"] = terms["masked_lm"]._replace(smooth=smooth)
-        overflow = example.overflow.sum()
-        terms["overflow"] = Term(overflow, overflow + example.weights.sum(), scale=0.0)
-        return terms
+        call = functools.partial(apply, {"params": params})
+        hidden = call(example, key if train else None, method="encode")
+        return terms(functools.partial(call, method="project"), hidden, example)
 
     return Objective(
         model=base.LanguageModel(transformer, causal=False),
@@ -70,3 +56,29 @@ def build(config, vocabulary) -> Objective:
         describe=masking.describe,
         hugging_face={"": base.network(transformer, "BertForMaskedLM", "RobertaForMaskedLM")},
     )
+
+
+def make_terms(config, vocabulary, name: str = "masked_lm") -> Callable[..., dict[str, Term]]:
+    """The terms of the loss: `(project, hidden [B, L, D], example) -> {name: Term, metrics}`.
+
+    `project` maps hidden states [B, chunk, D] to logits [B, chunk, V]; the example is one of
+    objectives/masking.py, or has its fields.
+
+    Raises:
+      UserError: `config.objective.smooth` is negative.
+    """
+    base.check_range(config, "smooth", 0)
+    unigram_nll = base.unigram_nll(vocabulary)
+
+    def terms(project, hidden, example):
+        labels, weights = example.labels, example.weights
+        states = gather_positions(hidden, example.positions)
+        sums = base.cross_entropy(project, states, labels, weights, config.model.logits_chunk)
+        found = base.prediction_terms(name, sums, labels, weights, unigram_nll)
+        overflow = example.overflow.sum()
+        return found | {
+            name: found[name]._replace(smooth=config.objective.smooth),
+            "overflow": Term(overflow, overflow + weights.sum(), scale=0.0),
+        }
+
+    return terms

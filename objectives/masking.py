@@ -136,7 +136,7 @@ def describe(apply, params, row: Row, example: Example) -> Description:
             ),
         },
         numbers={},
-        sees={"sees": base.see(attention, size)},
+        sees={"attention": base.see(attention, size)},
     )
 
 
@@ -308,10 +308,7 @@ _RANGES = {
 
 
 def _check(config) -> None:
-    for key, allowed in _CHOICES.items():
-        base.check_choice(config, key, allowed)
-    for key, limits in _RANGES.items():
-        base.check_range(config, key, *limits)
+    base.check(config, _CHOICES, _RANGES)
     _check_fractions(config.objective)
     _check_rates(config.objective, config.data.copies)
 

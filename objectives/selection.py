@@ -31,11 +31,13 @@ class Words(NamedTuple):
       candidate: [T] bool, may be corrupted: valid and not special.
       word: [T] int32, number of the token's word in the row; of no meaning where not a candidate.
       region: [T] int32, equal for candidates with no special token between them.
+      start: [T] bool, a word begins here; of no meaning where not a candidate.
     """
 
     candidate: jax.Array
     word: jax.Array
     region: jax.Array
+    start: jax.Array
 
 
 def find_words(row: Row, special_ids: tuple[int, ...]) -> Words:
@@ -45,7 +47,7 @@ def find_words(row: Row, special_ids: tuple[int, ...]) -> Words:
     candidate = valid & ~special
     begins = ((row.boundary & WORD_START) > 0) | _shift(special, True)
     word = jnp.cumsum(candidate & begins) - 1
-    return Words(candidate, word.astype(jnp.int32), jnp.cumsum(~candidate))
+    return Words(candidate, word.astype(jnp.int32), jnp.cumsum(~candidate), begins)
 
 
 def run_starts(chosen: jax.Array) -> jax.Array:
@@ -195,7 +197,7 @@ def spans(
     order_key, length_key = jax.random.split(key)
     order = jax.random.uniform(order_key, (size,))
     law = (1 - probability) ** np.arange(longest)
-    length = 1 + _draw(length_key, size, law)
+    length = 1 + draw(length_key, size, law)
 
     def place(state):
         count, rank = state
@@ -230,7 +232,7 @@ def ngrams(
     # Tokens before each word; the words past the last one are empty.
     before = jnp.pad(jnp.pad(jnp.cumsum(lengths), (1, 0)), (0, longest), mode="edge")
     order = jnp.argsort(jnp.where(lengths > 0, jax.random.uniform(order_key, (size,)), jnp.inf))
-    drawn = 1 + _draw(n_key, size, 1 / np.arange(1, longest + 1))
+    drawn = 1 + draw(n_key, size, 1 / np.arange(1, longest + 1))
     taken = jnp.zeros(size, bool).at[words.word].max(words.candidate & ~free)
     n = jnp.arange(1, longest + 1)
 
@@ -261,7 +263,7 @@ def whole_words(key: jax.Array, words: Words, free: jax.Array, budget: jax.Array
     return ngrams(key, words, free, budget, longest=1)
 
 
-def _draw(key, size, law):
+def draw(key, size, law):
     """[size] int32, independent draws from 0..len(law)-1 with probabilities proportional to law."""
     edges = np.cumsum(law / np.sum(law))[:-1].astype(np.float32)
     uniform = jax.random.uniform(key, (size, 1))

@@ -30,9 +30,10 @@ _PEAKS = (
 def step_flops(config, vocabulary) -> float:
     """Matmul FLOPs of one training step over the global batch: 3 x the forward pass of the loss.
 
-    The backward pass of a product is two products of its size. Recomputation, elementwise work and
-    the optimizer are not counted; heads count where they run (K positions), padding counts.
-    Attention counts as the XLA kernel computes it: a fused one hides its products.
+    The backward pass of a product is two products of its size; of products without one (the logits
+    that samples are drawn from) it is counted all the same, at most some percent. Recomputation,
+    elementwise work and the optimizer are not counted; heads count where they run (K positions),
+    padding counts. Attention counts as the XLA kernel computes it: a fused one hides its products.
     """
     config = config.copy_and_resolve_references()
     with config.unlocked():
@@ -45,10 +46,10 @@ def step_flops(config, vocabulary) -> float:
         key = jax.random.key(0)
         return objective.loss(objective.model.apply, params, examples, knobs, key, True)
 
-    rows = empty_rows(config)
+    rows = empty_rows(config, config.train.batch_size)  # rows share some products
     params = jax.eval_shape(lambda: init_params(objective, config))
     closed = jax.make_jaxpr(forward)(params, rows)
-    return 3.0 * matmul_flops(closed.jaxpr) * config.train.batch_size
+    return 3.0 * matmul_flops(closed.jaxpr)
 
 
 def matmul_flops(jaxpr) -> float:

@@ -41,7 +41,7 @@ def test_the_engine_imports_no_objective(path):
 
 @pytest.mark.parametrize("path", ENGINE, ids=lambda path: path.stem)
 def test_the_engine_names_no_objective(path):
-    assert {"causal_lm", "masked_lm"} <= set(OBJECTIVES)
+    assert len(OBJECTIVES) >= 5
     text = code(path.read_text())
     assert not [name for name in OBJECTIVES if re.search(rf"\b{name}\b", text)]
 

@@ -1,4 +1,4 @@
-"""What a notebook does with a run, on real (small) runs of both objectives."""
+"""What a notebook does with a run, on real (small) runs."""
 
 import math
 
@@ -186,3 +186,48 @@ def test_plot_draws_the_curves(masked, tmp_path):
     assert labels == ["training", "validation", "unigram baseline"]
     figure.savefig(tmp_path / "curves.png")
     assert metrics.read(masked.folder / metrics.FILE)
+
+
+@pytest.mark.parametrize("objective", ["permutation_lm", "span_boundary"])
+def test_hidden_tokens_are_guessed_and_scored(objective, trained):
+    """The score of a token is what is given to it where it alone is hidden."""
+    run = pretraining.load(trained[objective])
+    (first, second) = run.fill_mask("the [MASK] of the [MASK].", k=300)
+    for candidates in (first, second):
+        assert math.isclose(sum(probability for _, probability in candidates), 1, rel_tol=1e-4)
+    text = "the value of the object"
+    (tokens,) = run.score([text], per_token=True)
+    ids = run.vocabulary.encode(text)
+    assert len(tokens) == len(ids)
+    for position in (0, 2, len(ids) - 1):
+        row = notebook.predict.text_row(run.vocabulary, text, run.payload)
+        other = row._replace(tokens=np.where(np.arange(run.payload) == position, 9, row.tokens))
+        values = [
+            notebook.predict.log_probs(run.objective, run.params, [r], np.array([[position]]))[0, 0]
+            for r in (row, other)
+        ]
+        np.testing.assert_allclose(tokens[position], values[0][ids[position]], rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(*values)  # the token itself is not seen
+    with pytest.raises(UserError, match="generate needs"):
+        run.generate("a")
+
+
+def test_a_discriminator_scores_by_what_it_was_trained_to_tell(trained):
+    """The sum over tokens of log P(original): with its loss, minus [CLS] and [SEP], by the loss."""
+    run = pretraining.load(trained["replaced_token_detection"])
+    text = "the value of the object"
+    (tokens,) = run.score([text], per_token=True)
+    assert len(tokens) == len(run.vocabulary.encode(text))
+    assert (tokens < 0).all()
+    np.testing.assert_allclose(run.score([text]), [tokens.sum()], rtol=1e-6)
+    row = notebook.predict.text_row(run.vocabulary, text, run.payload)
+    example = run.objective.query(row, np.array([], np.int32))
+    batch = jax.tree.map(lambda x: np.asarray(x)[None], example)
+    terms = run.objective.loss(run.objective.model.apply, run.params, batch, {}, None, False)
+    assert terms["replaced"].sum == 0
+    assert terms["discriminator"].weight == len(tokens) + 2
+    assert 0 < -tokens.sum() < terms["discriminator"].sum
+    (candidates,) = run.fill_mask("the [MASK] of the object", k=300)  # the generator's
+    assert math.isclose(sum(probability for _, probability in candidates), 1, rel_tol=1e-4)
+    vectors = run.encode([text])[0]  # the discriminator's
+    assert vectors.shape == (len(tokens), run.config.model.width)

@@ -26,11 +26,14 @@ class Attention:
       causal: a position sees itself and what stands before it.
       length: [B] int32; positions at or beyond it neither see nor are seen. None: all are valid.
       document: [B, L] int32; a position sees its own document only. None: one document.
+      rank: [B, L] int32, places in an order, which need not differ; a position sees those whose
+        rank is not above its own. None: no order.
     """
 
     causal: bool = struct.field(pytree_node=False, default=False)
     length: jax.Array | None = None
     document: jax.Array | None = None
+    rank: jax.Array | None = None
 
 
 def attend(
@@ -64,6 +67,7 @@ def attend(
         dtype=query.dtype.name,
         dropout_rate=rate,
         by_document=attention.document is not None,
+        by_rank=attention.rank is not None,
         head_width=query.shape[-1],
         sequence_length=query.shape[1],
         # splash may be compiled elsewhere for a TPU, while tracing "cudnn" needs the library.
@@ -80,20 +84,54 @@ def attend(
     return jnp.where(_valid(attention.length, query.shape[1])[:, :, None, None], out, 0)
 
 
-def visible(attention: Attention, length: int) -> jax.Array | None:
+def visible(
+    attention: Attention, length: int, positions: jax.Array | None = None
+) -> jax.Array | None:
     """[B or 1, 1, L or 1, L] bool, True where the position (third) sees the other (last).
 
     None: everybody sees everybody. Rows of the mask at or beyond `attention.length` mean nothing.
+
+    Args:
+      positions: [B, K] int32; instead of all L, the rows of a stream that must guess what stands at
+        these positions: it sees what comes before them in the order, but not the positions
+        themselves. The third dimension is then K or 1.
     """
+    earlier = jnp.less_equal if positions is None else jnp.less
+
+    def compare(sees, values):
+        own = values if positions is None else jnp.take_along_axis(values, positions, axis=1)
+        return sees(values[:, None, None], own[:, None, :, None])
+
     parts = []
     if attention.causal:
-        parts.append(jnp.tril(jnp.ones((1, 1, length, length), bool)))
+        parts.append(compare(earlier, jnp.arange(length)[None]))
     if attention.length is not None:
         parts.append(_valid(attention.length, length)[:, None, None])
     if attention.document is not None:
-        document = attention.document[:, None]
-        parts.append(document[:, :, :, None] == document[:, :, None, :])
+        parts.append(compare(jnp.equal, attention.document))
+    if attention.rank is not None:
+        parts.append(compare(earlier, attention.rank))
     return functools.reduce(jnp.logical_and, parts) if parts else None
+
+
+def mix(
+    scores: jax.Array,
+    mask: jax.Array | None,
+    value: jax.Array,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """The values, averaged by the softmax of the scores: [B, H, K, d], of the dtype of the values.
+
+    Args:
+      scores: [B, H, K, L] float32.
+      mask: what broadcasts to [B, H, K, L] bool, True where a score counts; None = everywhere.
+      value: [B, H, L, d].
+    """
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    probabilities = dropout(jax.nn.softmax(scores, axis=-1), dropout_rate, dropout_key)
+    return jnp.einsum("bhlm,bhmd->bhld", probabilities.astype(value.dtype), value)
 
 
 def check_kernel(
@@ -105,10 +143,14 @@ def check_kernel(
     head_width: int,
     sequence_length: int,
     platform: str | None = None,
+    by_rank: bool = False,
+    by_distance: bool = False,
 ) -> None:
     """Refuses what a kernel cannot serve: nothing is ever approximated.
 
     Args:
+      by_rank: is there an `Attention.rank`?
+      by_distance: do scores depend on the distance of two positions?
       platform: what the program will run on: "cpu", "gpu" or "tpu"; None = not known yet.
 
     Raises:
@@ -116,14 +158,24 @@ def check_kernel(
     """
     if kernel not in KERNELS:
         raise UserError(f"config.model.attention={kernel!r} is not one of {', '.join(KERNELS)}")
-    for refused, reason in _reasons(
+    reasons = _reasons(
         kernel, dtype, dropout_rate, by_document, head_width, sequence_length, platform
-    ):
+    )
+    for refused, reason in (*_xla_alone(kernel, by_rank, by_distance), *reasons):
         if refused:
             raise UserError(
                 f"config.model.attention={kernel!r} {reason}; config.model.attention='xla' serves "
                 "everything"
             )
+
+
+def _xla_alone(kernel, by_rank, by_distance):
+    """Pairs as in `_reasons`, of what no fused kernel has."""
+    fused = kernel != "xla"
+    return (
+        (fused and by_distance, "has no relative positions (config.model.position='relative')"),
+        (fused and by_rank, "has no order of prediction but from left to right"),
+    )
 
 
 def _reasons(kernel, dtype, dropout_rate, by_document, head_width, sequence_length, platform):
@@ -201,11 +253,7 @@ def _xla(query, key, value, attention, rate, dropout_key):
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
     query = query * query.shape[-1] ** -0.5
     scores = jnp.einsum("bhld,bhmd->bhlm", query, key, preferred_element_type=jnp.float32)
-    mask = visible(attention, query.shape[2])
-    if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    probabilities = dropout(jax.nn.softmax(scores, axis=-1), rate, dropout_key)
-    out = jnp.einsum("bhlm,bhmd->bhld", probabilities.astype(value.dtype), value)
+    out = mix(scores, visible(attention, query.shape[2]), value, rate, dropout_key)
     return out.transpose(0, 2, 1, 3)
 
 

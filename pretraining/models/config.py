@@ -7,7 +7,7 @@ from pretraining.errors import UserError
 from pretraining.models.attention import KERNELS, check_kernel
 
 _CHOICES = {
-    "position": ("learned", "rotary", "none"),
+    "position": ("learned", "rotary", "relative", "none"),
     "norm": ("layernorm", "rmsnorm"),
     "norm_order": ("post", "pre"),
     "activation": ("gelu_tanh", "gelu_erf", "relu", "silu"),
@@ -127,4 +127,5 @@ def _check_agreement(config):
         by_document=config.document_attention,
         head_width=config.head_width,
         sequence_length=config.sequence_length,
+        by_distance=config.position == "relative",
     )

@@ -7,6 +7,8 @@ Parameters are float32 and have one layout, `layer_0`, `layer_1`, ..., whether l
 or scanned; compute is in `config.dtype`, norms and softmax in float32.
 """
 
+import operator
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -34,6 +36,11 @@ class Transformer(nn.Module):
 
     def setup(self):
         config = self.config
+        if config.position == "relative":
+            raise UserError(
+                "config.model.position='relative' is of two-stream networks alone; this objective "
+                "takes learned, rotary or none"
+            )
         self.embeddings = Embeddings(config)
         if config.embedding_width != config.width:
             self.embeddings_project = dense(config, config.width)
@@ -80,19 +87,27 @@ class Transformer(nn.Module):
         config = self.config
         if config.embedding_width != config.width:
             embedded = self.embeddings_project(embedded)
-        if self.is_initializing():
-            hidden = [layer(embedded, attention, None) for layer in self.layer]
-        else:
-            layers = [layer.variables["params"] for layer in self.layer]
-            hidden = _run(config, layers, embedded, attention, key, all_layers)
+        hidden = run_blocks(self.layer, embedded, attention, key, all_layers)
         if config.norm_order == "pre":
             hidden[-1] = normalize(self.final_norm, hidden[-1])
         return (embedded, *hidden) if all_layers else hidden[-1]
 
 
-def _run(config, layers, hidden, attention, key, all_layers):
-    """The outputs of the blocks with parameters `layers`: at least the last, or `all_layers`."""
-    block = Block(config, parent=None)
+def run_blocks(blocks, hidden, attention, key=None, all_layers: bool = False) -> list:
+    """The outputs of blocks that follow each other: at least the last, or `all_layers`.
+
+    Args:
+      blocks: submodules of one class, whose `config` says how they are executed; called as
+        `block(hidden, attention, key)`.
+      hidden: an array, or a tuple of them, that a block maps to its like.
+      attention: what all blocks read.
+      key: of the dropout; None = no dropout.
+    """
+    if blocks[0].is_initializing():
+        return [block(hidden, attention, None) for block in blocks]
+    config = blocks[0].config
+    block = type(blocks[0])(config, parent=None)
+    layers = [block.variables["params"] for block in blocks]
     step = _rematerialized(
         config,
         lambda params, hidden, key: block.apply({"params": params}, hidden, attention, key),
@@ -125,7 +140,9 @@ def _scanned(step, layers, hidden, keys, all_layers):
         return hidden, hidden if all_layers else None
 
     last, outputs = jax.lax.scan(body, hidden, (stacked, keys))
-    return list(outputs) if all_layers else [last]
+    if not all_layers:
+        return [last]
+    return [jax.tree.map(operator.itemgetter(index), outputs) for index in range(len(layers))]
 
 
 class Embeddings(nn.Module):
@@ -197,7 +214,7 @@ class Block(nn.Module):
 
     def setup(self):
         self.attention_norm = norm(self.config)
-        self.attention = SelfAttention(self.config)
+        self.attention = self.make_attention()
         self.mlp_norm = norm(self.config)
         self.mlp = MLP(self.config)
 
@@ -209,6 +226,10 @@ class Block(nn.Module):
         attend_all = lambda x: self.attention(x, attention, keys[0])
         hidden = self._residual(attend_all, self.attention_norm, hidden, keys[1])
         return self._residual(self.mlp, self.mlp_norm, hidden, keys[2])
+
+    def make_attention(self) -> nn.Module:
+        """The sub-layer that other blocks have in its place."""
+        return SelfAttention(self.config)
 
     def _residual(self, layer, norm, hidden, key):
         rate = self.config.dropout
@@ -266,9 +287,14 @@ class MLP(nn.Module):
 
 
 def dense(
-    config: TransformerConfig, features: int | tuple[int, ...], axis: int | tuple[int, ...] = -1
+    config: TransformerConfig,
+    features: int | tuple[int, ...],
+    axis: int | tuple[int, ...] = -1,
+    dtype: str | None = None,
 ) -> nn.Module:
     """A projection of `axis` to `features`, with the dtypes, bias and initialization of `config`.
+
+    A `dtype` overrides the one of `config`: outputs of a head want float32.
 
     The normal is cut at 2 sd and not widened to make up for it, as in BERT's code
     (bert/modeling.py, create_initializer): the sd of the weights is .88 of `init_std`.
@@ -277,7 +303,7 @@ def dense(
         features,
         axis=axis,
         use_bias=config.bias,
-        dtype=config.dtype,
+        dtype=dtype or config.dtype,
         kernel_init=nn.initializers.truncated_normal(config.init_std),
     )
 

@@ -12,6 +12,7 @@ import pytest
 import configs
 from pretraining import config as config_lib
 from pretraining import optimizer, state
+from pretraining.config import objective_names
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 RECIPES = [
@@ -45,11 +46,10 @@ def vocabulary(size):
 
 
 def test_every_recipe_is_found():
-    assert {
-        "configs/quickstart.py:",
-        "configs/causal_lm.py:tiny",
-        "configs/masked_lm.py:large",
-    } <= (set(RECIPES))
+    sizes = ("tiny", "small", "base", "large")
+    expected = {f"configs/{name}.py:{size}" for name in objective_names() for size in sizes}
+    assert len(expected) >= 20
+    assert {"configs/quickstart.py:", *expected} <= set(RECIPES)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

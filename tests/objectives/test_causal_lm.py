@@ -219,7 +219,7 @@ def test_describe(build, make_rows, corrupt):
     assert shown.tokens["input"].tolist() == [2, *payload, *[-1] * 25]
     assert shown.tokens["predicts"].tolist() == [*payload, *[-1] * 26]
     sees = [[j <= i < 10 for j in range(35)] for i in range(35)]
-    assert shown.sees["sees"].tolist() == sees
+    assert shown.sees["attention"].tolist() == sees
 
 
 # ------------------------------------------------------------------------------------------ errors

@@ -172,7 +172,7 @@ def test_describe_puts_targets_in_their_places(build, make_rows, corrupt):
     assert len(at) == 2  # .1 x 22 = 2.2
     assert (predicted[at] == original[at]).all()
     inside = np.arange(35) < 22
-    assert (np.asarray(shown.sees["sees"]) == inside[:, None] & inside).all()
+    assert (np.asarray(shown.sees["attention"]) == inside[:, None] & inside).all()
 
 
 # ----------------------------------------------------------------------------------------- recipes

@@ -30,7 +30,8 @@ def words_of(sizes):
     as_ints = lambda x: jnp.asarray(x, jnp.int32)
     numbers = np.unique(np.where(candidate, word, -1), return_inverse=True)[1]
     numbers = numbers - (0 in sizes)
-    return Words(jnp.asarray(candidate), as_ints(numbers), as_ints(region))
+    start = jnp.asarray(np.diff(numbers, prepend=-1) > 0)
+    return Words(jnp.asarray(candidate), as_ints(numbers), as_ints(region), start)
 
 
 def draw(unit, words, budget, draws, seed=0):
