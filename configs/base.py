@@ -31,7 +31,9 @@ def get_config() -> ml_collections.ConfigDict:
             evaluate=evaluate(),
             checkpoint=checkpoint(),
             log=log(),
-            init_from="",  # "workdir" or "workdir@step": start from another run's parameters
+            # Start from the parameters of another run, "workdir" or "workdir@step", or of a folder
+            # in the layout of transformers, whose tokenizer is then taken too
+            init_from="",
             init_optimizer=False,  # take over its optimizer state and moving average too
         )
     )
@@ -66,7 +68,7 @@ def model():
         heads=12,  # attention heads; must divide width
         mlp_width=3072,  # inner width of the feed-forward block
         embedding_width=0,  # of the embeddings; 0 = width, else a projection follows (ELECTRA)
-        position="learned",  # learned | rotary | none
+        position="learned",  # learned | rotary | relative (two-stream networks: XLNet) | none
         position_rows=0,  # rows of the learned table; 0 = data.sequence_length
         position_offset=0,  # first row used (RoBERTa: 2)
         segments=0,  # rows of the segment-type table; 0 = no segment embedding (BERT: 2)
@@ -105,7 +107,7 @@ def data():
         errors="strict",  # undecodable bytes: strict (stop, with file and offset) | replace
         validation=0.02,  # share of documents held out, chosen by the hash of their text
         sequence_length=128,  # L, positions of the model; a row holds T = L - 3 tokens
-        copies=1,  # times each row stands in a batch; the copies have disjoint targets
+        copies=1,  # times each row stands in a batch; masked copies have disjoint targets
         cache="",  # folder of token stores; "" = $PRETRAINING_CACHE or ~/.cache/pretraining
         workers=0,  # processes that prepare; 0 = one per core
         prefetch=4,  # batches made ahead of the step, off the main thread; 0 = none
@@ -115,7 +117,9 @@ def data():
 
 def tokenizer():
     return dict(
-        model="",  # a SentencePiece .model to load; "" = train one on the corpus
+        # an existing one, with its own ids: a SentencePiece .model, a tokenizer.json or a folder in
+        # Hugging Face's layout; "" = train one on the corpus
+        model="",
         kind="unigram",  # unigram | bpe
         size=4096,  # V, pieces of a trained vocabulary, specials included
         character_coverage=0.9995,  # share of characters with a piece of their own

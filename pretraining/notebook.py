@@ -122,19 +122,13 @@ class Run:
                 tokens.append(self.vocabulary.mask)
                 starts_word = not parts[number - 1] or parts[number - 1][-1].isspace()
                 boundary.append(WORD_START if starts_word else 0)
+            if number < len(parts) - 1:
+                part = part.removesuffix(" ")  # the space belongs to the word that is masked
             if part.strip():
-                ids, flags = self.vocabulary.encode_document(part)
-                if number and not part[0].isspace():
-                    ids, flags = self._continue(ids, flags)
+                ids, flags = self.vocabulary.encode_document(part, continues=number > 0)
                 tokens += ids.tolist()
                 boundary += flags.tolist()
         return tokens, boundary, positions
-
-    def _continue(self, ids: np.ndarray, flags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Pieces of a text that goes on without a space: the one put before it is taken away."""
-        if self.vocabulary.pieces(ids[:1].tolist()) == ["\u2581"]:
-            ids, flags = ids[1:], flags[1:]
-        return ids, np.where(np.arange(len(flags)) == 0, 0, flags)
 
     def _likeliest(self, log_probs: np.ndarray, k: int) -> list[tuple[str, float]]:
         best = np.argsort(log_probs)[::-1][:k].tolist()
@@ -197,6 +191,23 @@ class Run:
             for row in rows
         ]
         return values if per_token else np.array([value.sum() for value in values])
+
+    def show(self, text: str, seed: int | None = None):
+        """What the objective does to a text, as a matplotlib figure.
+
+        The example is the one that the loss would read if the text were the first row of the next
+        batch; `python -m pretraining.show` prints it too.
+
+        Args:
+          text: at most `payload` tokens long.
+          seed: of the corruption, instead of `config.seed.corruption`.
+
+        Raises:
+          UserError: the text is empty or too long, or the objective cannot be shown.
+        """
+        from pretraining import show
+
+        return show.figure(show.read(self, text, seed))
 
     def plot(self):
         """Loss curves, with the unigram baseline, as a matplotlib figure."""

@@ -41,10 +41,10 @@ _PACKAGES = (
 )
 
 
-def locate(workdir: str | pathlib.Path) -> pathlib.Path:
+def locate(workdir: str | pathlib.Path, option: str = "workdir") -> pathlib.Path:
     """The absolute folder of a run; refuses a URL, which would become a folder of that name."""
     if "://" in str(workdir):
-        raise UserError(f"--workdir={workdir}: a mounted folder is needed, not a URL")
+        raise UserError(f"--{option}={workdir}: a mounted folder is needed, not a URL")
     return pathlib.Path(os.path.abspath(workdir))  # Orbax takes no other
 
 
@@ -108,15 +108,23 @@ def check_same_run(folder: pathlib.Path, config, vocabulary, data_fingerprint: s
 
 def check_same_data(folder: pathlib.Path, config, data_fingerprint: str) -> None:
     """Refuses data other than those that the run began with."""
-    try:
-        began = json.loads((folder / PROVENANCE).read_text().splitlines()[0])["data"]
-    except (OSError, ValueError, LookupError):
-        raise UserError(f"{folder / PROVENANCE} is missing or damaged") from None
+    began = provenance(folder, 0)["data"]
     if began != data_fingerprint:
         raise UserError(
             f"--workdir={folder} holds a run on other data: its token stores were {began[:12]}, "
             f"and {config.data.corpus!r} now gives {data_fingerprint[:12]}"
         )
+
+
+def provenance(folder: pathlib.Path, number: int) -> dict:
+    """What `record` wrote at one start of a run: the first is 0, the last -1."""
+    try:
+        entry = json.loads((folder / PROVENANCE).read_text().splitlines()[number])
+        if "data" in entry:
+            return entry
+    except (OSError, ValueError, LookupError, TypeError):
+        pass
+    raise UserError(f"{folder / PROVENANCE} is missing or damaged")
 
 
 def record(folder: pathlib.Path, config, vocabulary, data_fingerprint: str, step: int) -> None:

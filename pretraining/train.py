@@ -44,10 +44,11 @@ def train(config, folder: pathlib.Path) -> int:
     A resumed run cuts its metrics back to the checkpoint and enters the loop after the save.
     """
     # ------------------------------------------------------------------ data, program, run folder
-    program_lib.check(config)
-    prepared = prepare.prepare(config)
+    config = init_from.adopt(config, folder)
+    readable = init_from.with_own_tokenizer(config, folder)
+    program_lib.check(readable)
+    prepared = prepare.prepare(readable)
     config = config_lib.resolve_durations(config, program_lib.rows_per_epoch(prepared, config))
-    config = init_from.pin(config, folder)
     run_folder.check_same_run(folder, config, prepared.vocabulary, prepared.fingerprint)
     program = program_lib.build(config, prepared.vocabulary)
 

@@ -1,84 +1,71 @@
-"""A SentencePiece model: what its pieces stand for, and where they start in a text."""
+"""What a tokenizer must tell about its pieces, whichever library runs it."""
 
-import functools
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
-import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
-
-from pretraining.errors import UserError
 
 SPACE = "\u2581"  # how SentencePiece writes a space
 
-sentencepiece.set_min_log_level(2)  # errors only
 
-_Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
-_SILENT = (_Piece.CONTROL, _Piece.UNKNOWN, _Piece.UNUSED)
+class Segments(NamedTuple):
+    """A text as its n tokens cut it.
+
+    Attributes:
+      ids: [n] int32.
+      text: what was cut, normalised or not; a space is U+2581.
+      starts: [n] int64, the character of `text` at which a token starts, ascending. White space
+        that no token holds belongs to the next one.
+      origins: by character of `text`, its place in the text that was given, ascending.
+    """
+
+    ids: np.ndarray
+    text: str
+    starts: np.ndarray
+    origins: "list[int] | range"
 
 
-class Model(NamedTuple):
+class PieceModel(Protocol):
     """V pieces.
 
     Attributes:
-      processor: the model itself.
-      prefix: whether a space is put before every text.
-      texts: [V] what a piece stands for; "" for silent pieces and for bytes beyond ASCII.
+      pieces: [V] how the model writes each id, a space that leads as U+2581.
       lengths: [V] int32, the bytes of UTF-8 that a piece stands for; 0 for silent ones.
-      silent: ids of control, unknown and unused pieces.
-      named: id by name of the control and user-defined pieces.
+      silent: ids of pieces that stand for no text: special, unknown and unused ones.
+      word_start: [V] bool, the piece starts a word wherever it stands.
+      roles: id by role ("pad", "unk", "bos", "eos", "cls", "sep", "mask"), None = no
+        piece of its own for it.
     """
 
-    processor: sentencepiece.SentencePieceProcessor
-    prefix: bool
-    texts: list[str]
+    pieces: list[str]
     lengths: np.ndarray
     silent: list[int]
-    named: dict[str, int]
+    word_start: np.ndarray
+    roles: dict[str, int | None]
 
+    def encode(self, text: str) -> list[int]:
+        """Ids, none of them silent but unk."""
 
-@functools.lru_cache(maxsize=4)
-def load(model_proto: bytes) -> Model:
-    """Raises RuntimeError for bytes that are no model, UserError for a model that cannot serve."""
-    processor = sentencepiece.SentencePieceProcessor()
-    processor.load_from_serialized_proto(model_proto)  # unlike the constructor, not silent on b""
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model_proto)
-    if proto.trainer_spec.treat_whitespace_as_suffix:
-        raise UserError("a SentencePiece model that writes spaces after words cannot be used")
-    pieces = list(proto.pieces)
-    symbols = (_Piece.CONTROL, _Piece.USER_DEFINED)
-    texts = [_text(piece) for piece in pieces]
-    is_byte = np.array([piece.type == _Piece.BYTE for piece in pieces])
-    return Model(
-        processor=processor,
-        prefix=proto.normalizer_spec.add_dummy_prefix,
-        texts=texts,
-        lengths=np.where(is_byte, 1, [len(text.encode()) for text in texts]).astype(np.int32),
-        silent=[i for i, piece in enumerate(pieces) if piece.type in _SILENT],
-        named={piece.piece: i for i, piece in enumerate(pieces) if piece.type in symbols},
-    )
+    def decode(self, ids: list[int]) -> str:
+        """Text of any ids."""
 
+    def normalize(self, text: str) -> str:
+        """The text that survives."""
 
-def _text(piece) -> str:
-    if piece.type in _SILENT:
-        return ""
-    if piece.type == _Piece.BYTE:
-        value = int(piece.piece[1:-1], 16)  # <0x41>
-        return chr(value) if value < 0x80 else ""
-    return as_text(piece.piece)
+    def segment(self, text: str, continues: bool = False) -> Segments:
+        """The ids of `encode` and where they start.
+
+        continues: the text goes on where a token ends; see `Vocabulary.encode_document`.
+        """
 
 
 def as_text(pieces: str) -> str:
     return pieces.replace(SPACE, " ")
 
 
-def token_starts(model: Model, text: str, normalized: str, ids: np.ndarray) -> np.ndarray:
-    """The characters [n] int64 of `normalized` in which the tokens `ids` [n] of `text` start."""
-    lengths = model.lengths[ids]
-    if np.isin(ids, model.silent).any():  # an unknown piece stands for a run of characters
-        pieces = model.processor.encode(text, out_type=str)
-        lengths = np.array([len(as_text(piece).encode()) for piece in pieces])
-    codes = np.frombuffer(normalized.encode("utf-32-le"), np.uint32)
-    widths = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
-    ends = np.cumsum(np.where(codes == ord(SPACE), 1, widths))
-    return np.searchsorted(ends, np.cumsum(lengths) - lengths, side="right")
+def complete_roles(named: dict[str, int | None]) -> dict[str, int | None]:
+    """Where one of cls and bos, or of sep and eos, is missing, the other serves as both."""
+    pairs = {"bos": "cls", "cls": "bos", "eos": "sep", "sep": "eos"}
+    return {
+        role: named[pairs[role]] if own is None and role in pairs else own
+        for role, own in named.items()
+    }

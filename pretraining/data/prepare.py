@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import tqdm
 
-from pretraining import config as config_lib
 from pretraining.data import cache, corpus, encode, store, tokenizer
 from pretraining.data.store import Encoded, Store
 from pretraining.data.tokenizer import Vocabulary
@@ -303,7 +302,9 @@ class _Lines:
 
 def main(config, verify: bool) -> int:
     """Prepares and prints a summary; or checks what is there, and returns 1 where it is wrong."""
-    config_lib.validate(config)
+    from pretraining import init_from  # which imports most of the engine
+
+    config = init_from.adopt(config, None)
     if verify:
         problems = find_problems(config)
         print("\n".join(problems) or "every byte is as it was written, every source as it was read")

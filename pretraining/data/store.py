@@ -28,7 +28,7 @@ from pretraining.data.tokenizer import Vocabulary
 from pretraining.errors import UserError
 
 # Part of every address: raise it when the same text would now be stored in another way.
-FORMAT = 1
+FORMAT = 2
 SPLITS = ("train", "validation")
 
 SHARD = 1 << 24  # tokens of a file: what the writer holds in memory, twice

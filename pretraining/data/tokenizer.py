@@ -1,4 +1,7 @@
-"""Text to ids and back: SentencePiece, and what the rest of the project asks about its ids.
+"""Text to ids and back, and what the rest of the project asks about the ids.
+
+A vocabulary is trained here by SentencePiece, or is an imported one: a SentencePiece model, or a
+tokenizer of Hugging Face (see `hugging_face_pieces`), each with its own ids. Of those trained here:
 
 Normalisation (`config.tokenizer.normalization`) comes first and is the only loss: the ids of a text
 decode to `Vocabulary.normalize(text)`. Under every rule a space is put before the text, so that its
@@ -17,6 +20,7 @@ Where words and sentences start: see `boundaries`.
 """
 
 import dataclasses
+import functools
 import hashlib
 import heapq
 import io
@@ -30,11 +34,14 @@ import numpy as np
 import sentencepiece
 from etils import epath
 
-from pretraining.data import boundaries, piece_model
+from pretraining.data import boundaries, hugging_face_pieces, piece_model, sentencepiece_pieces
 from pretraining.data.row import SENTENCE_START, WORD_START
 from pretraining.errors import UserError
 
 ROLES = ("pad", "unk", "bos", "eos", "cls", "sep", "mask")
+
+_FILES = {"sentencepiece": "tokenizer.model", "tokenizers": "tokenizer.json"}  # by kind
+_LOADERS = {"sentencepiece": sentencepiece_pieces.load, "tokenizers": hugging_face_pieces.load}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,7 +49,8 @@ class Vocabulary:
     """V token ids; no id is a literal anywhere else.
 
     Attributes:
-      model_proto: the SentencePiece model.
+      kind: the library that runs it, "sentencepiece" or "tokenizers"; see `piece_model`.
+      model: the model's file, .model or tokenizer.json.
       size: V.
       pad, unk, bos, eos, cls, sep, mask: special ids; two roles may share one, None = the model has
         none.
@@ -52,11 +60,13 @@ class Vocabulary:
       bytes_per_id: [V] int32, UTF-8 bytes of normalised text that an id stands for: a space counts
         1, a byte piece 1, an id without text 0. Over the ids of a document they sum to the bytes of
         `normalize(text)` and 1 for the space put before it (which is what parts two documents),
-        unless characters are unknown (byte_fallback=False).
+        unless characters are unknown (byte_fallback=False). Imported tokenizers that put no space
+        before a text count none.
       unigram_counts: [V] int64, how often an id occurs in the training split; 0 until counted.
     """
 
-    model_proto: bytes
+    kind: str
+    model: bytes
     size: int
     pad: int | None
     unk: int | None
@@ -72,46 +82,45 @@ class Vocabulary:
 
     def encode(self, text: str) -> list[int]:
         """Ids, none of them special but unk: "[MASK]" in a text is text."""
-        model = piece_model.load(self.model_proto)
-        return model.processor.encode(piece_model.as_text(text))
+        return self._piece_model.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of any ids; control ids are silent, unk reads " ⁇ "."""
-        return piece_model.load(self.model_proto).processor.decode([int(i) for i in ids])
+        """Text of any ids; special ids are silent but unk, which is shown."""
+        return self._piece_model.decode([int(i) for i in ids])
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        """How the model writes each id; a space is U+2581."""
-        processor = piece_model.load(self.model_proto).processor
-        return [processor.id_to_piece(int(i)) for i in ids]
+        """How the model writes each id; a space that leads is U+2581."""
+        written = self._piece_model.pieces
+        return [written[int(i)] for i in ids]
 
     def normalize(self, text: str) -> str:
         """The text that survives; see the top of this file."""
-        model = piece_model.load(self.model_proto)
-        text = model.processor.normalize(piece_model.as_text(text))
-        return piece_model.as_text(text)[model.prefix :]
+        return self._piece_model.normalize(text)
 
-    def encode_document(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+    def encode_document(self, text: str, continues: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """A document as the store keeps it.
 
         Takes about 100 bytes of memory for each character.
+
+        Args:
+          continues: the text goes on where a token ends: no space but its own leads, WordPiece
+            writes "##", and the first token starts no sentence and no word by its place alone.
 
         Returns:
           ids: [n] int32, without eos.
           boundary: [n] uint8, the bits of `Row.boundary`.
         """
-        model = piece_model.load(self.model_proto)
-        text = piece_model.as_text(text)
-        normalized, origins = model.processor.normalize(text, with_offsets=True)
-        ids = np.array(model.processor.encode(text), np.int32)
+        ids, normalized, starts, origins = self._piece_model.segment(text, continues)
         if not ids.size:
             return ids, np.zeros(0, np.uint8)
-        starts = piece_model.token_starts(model, text, normalized, ids)
         words = boundaries.word_starts(normalized)
-        sentences = [bisect_left(origins, place) for place in boundaries.sentence_starts(text)]
+        sentences = boundaries.sentence_starts(piece_model.as_text(text))
+        sentences = [bisect_left(origins, place) for place in sentences]
         word, sentence = self.word_start[ids], np.zeros(ids.size, bool)
         word[_tokens_at(words, normalized, starts)] = True
         sentence[_tokens_at(sentences, normalized, starts)] = True
-        word[0] = sentence[0] = True
+        word[0] |= not continues
+        sentence[0] = not continues
         return ids, (word * WORD_START + sentence * SENTENCE_START).astype(np.uint8)
 
     def with_counts(self, counts: np.ndarray) -> "Vocabulary":
@@ -124,19 +133,19 @@ class Vocabulary:
     @property
     def fingerprint(self) -> str:
         """sha256 (hex) of the model and the special ids: of what ids mean, not of the counts."""
-        return _sha256(self.model_proto + json.dumps(self._special()).encode())
+        return _sha256(self.model + json.dumps(self._special()).encode())
 
     def save(self, folder) -> None:
-        """Writes `tokenizer.model`, `unigram_counts.npy` and, last, `vocabulary.json`."""
+        """Writes the model's file, `unigram_counts.npy` and, last, `vocabulary.json`."""
         folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         counts = io.BytesIO()
         np.save(counts, self.unigram_counts, allow_pickle=False)
-        contents = {"tokenizer.model": self.model_proto, "unigram_counts.npy": counts.getvalue()}
+        contents = {_FILES[self.kind]: self.model, "unigram_counts.npy": counts.getvalue()}
         for name, content in contents.items():
             (folder / name).write_bytes(content)
         description = {
-            "kind": "sentencepiece",
+            "kind": self.kind,
             "size": self.size,
             **self._special(),
             "fingerprint": self.fingerprint,
@@ -156,17 +165,22 @@ class Vocabulary:
         try:
             description = json.loads(_read(folder / "vocabulary.json"))
             expected, special = description["sha256"], description["special_ids"]
-            known = description["kind"], description["size"], description["fingerprint"]
+            kind = description["kind"]
+            known = description["size"], description["fingerprint"]
             roles = {role: description[role] for role in ROLES}
             content = {name: _read(folder / name, expected[name]) for name in sorted(expected)}
-            vocabulary = _vocabulary(content["tokenizer.model"])
+            vocabulary = _vocabulary(kind, content[_FILES[kind]])
         except (ValueError, KeyError, TypeError):
             raise damaged from None
         vocabulary = dataclasses.replace(vocabulary, **roles, special_ids=tuple(special))
-        if known != ("sentencepiece", vocabulary.size, vocabulary.fingerprint):
+        if known != (vocabulary.size, vocabulary.fingerprint):
             raise damaged
         counts = np.load(io.BytesIO(content["unigram_counts.npy"]), allow_pickle=False)
         return vocabulary.with_counts(counts)
+
+    @property
+    def _piece_model(self) -> piece_model.PieceModel:
+        return _load(self.kind, self.model)
 
     def _special(self) -> dict:
         return {role: getattr(self, role) for role in ROLES} | {"special_ids": self.special_ids}
@@ -220,7 +234,7 @@ def train(texts: Iterable[str], tokenizer_config) -> Vocabulary:
         )
     except RuntimeError as error:
         raise UserError(_reason(str(error), config)) from None
-    return _vocabulary(model.getvalue())
+    return _vocabulary("sentencepiece", sentencepiece_pieces.with_exact_sums(model.getvalue()))
 
 
 # A control symbol, unlike a user-defined one, is never found in a text.
@@ -270,53 +284,56 @@ def _reason(message: str, config) -> str:
 
 
 def load_model(path: str | pathlib.Path) -> Vocabulary:
-    """The vocabulary of an existing SentencePiece .model, with its own ids.
+    """The vocabulary of an existing tokenizer, with its own ids.
 
-    cls, sep and mask are its pieces [CLS] or <cls>, [SEP] or <sep>, [MASK] or <mask>. Where one of
-    cls and bos, or of sep and eos, is missing, the other serves as both. What the model declares a
-    user-defined symbol, be it <mask>, it also finds in texts; a control symbol it does not.
+    A SentencePiece .model: cls, sep and mask are its pieces [CLS] or <cls>, [SEP] or <sep>, [MASK]
+    or <mask>. Where one of cls and bos, or of sep and eos, is missing, the other serves as both.
+    What the model declares a user-defined symbol, be it <mask>, it also finds in texts; a control
+    symbol it does not.
+
+    A folder in Hugging Face's layout, or a tokenizer.json: see `hugging_face.tokenizers.read`. The
+    folder of a run's vocabulary, or its tokenizer.json: what `Vocabulary.save` wrote, not counted.
 
     Raises:
-      UserError: no such file, no SentencePiece model, or one that writes spaces after words.
+      UserError: no such file, no tokenizer, or one that cannot serve.
     """
-    model_proto = _read(epath.Path(path).expanduser())
+    path = epath.Path(path).expanduser()
+    if path.is_dir() or path.suffix == ".json":
+        folder = path if path.is_dir() else path.parent
+        if (folder / "vocabulary.json").exists():  # which knows roles that the model does not
+            saved = Vocabulary.load(folder)
+            return saved.with_counts(np.zeros(saved.size))
+        from pretraining.hugging_face import tokenizers
+
+        return _vocabulary(*tokenizers.read(path))
+    content = _read(path)
     try:
-        return _vocabulary(model_proto)
-    except RuntimeError:
+        return _vocabulary("sentencepiece", content)
+    except ValueError:
         raise UserError(f"config.tokenizer.model={str(path)!r} is no SentencePiece model") from None
 
 
-def _vocabulary(model_proto: bytes) -> Vocabulary:
-    model = piece_model.load(model_proto)
-    roles = _roles(model)
-    special = {*model.silent, *roles.values()} - {None}
+def _vocabulary(kind: str, model: bytes, named: dict[str, int] | None = None) -> Vocabulary:
+    """The vocabulary of a model, with the roles that it declares but for those of `named`."""
+    pieces = _load(kind, model)
+    roles = piece_model.complete_roles(pieces.roles | (named or {}))
+    special = {*pieces.silent, *roles.values()} - {None}
     return Vocabulary(
-        model_proto=model_proto,
-        size=len(model.texts),
+        kind=kind,
+        model=model,
+        size=len(pieces.pieces),
         **roles,
         special_ids=tuple(sorted(special)),
-        word_start=np.array([boundaries.starts_word(text) for text in model.texts]),
-        bytes_per_id=model.lengths,
-        unigram_counts=np.zeros(len(model.texts), np.int64),
+        word_start=pieces.word_start,
+        bytes_per_id=pieces.lengths,
+        unigram_counts=np.zeros(len(pieces.pieces), np.int64),
     )
 
 
-def _roles(model: piece_model.Model) -> dict[str, int | None]:
-    def first(*ids):
-        return next((i for i in ids if i is not None and i >= 0), None)
-
-    processor, named = model.processor, model.named.get
-    bos, eos = processor.bos_id(), processor.eos_id()
-    cls, sep = first(named("[CLS]"), named("<cls>")), first(named("[SEP]"), named("<sep>"))
-    return {
-        "pad": first(processor.pad_id()),
-        "unk": first(processor.unk_id()),
-        "bos": first(bos, cls),
-        "eos": first(eos, sep),
-        "cls": first(cls, bos),
-        "sep": first(sep, eos),
-        "mask": first(named("[MASK]"), named("<mask>")),
-    }
+@functools.lru_cache(maxsize=4)
+def _load(kind: str, model: bytes) -> piece_model.PieceModel:
+    """Raises ValueError for bytes that are no model, UserError for a model that cannot serve."""
+    return _LOADERS[kind](model)
 
 
 def _read(path, sha256: str | None = None) -> bytes:
@@ -341,7 +358,8 @@ def stand_in(size: int) -> Vocabulary:
     ids = np.arange(size)
     roles = dict(pad=0, unk=1, bos=2, eos=3, cls=2, sep=3, mask=4)
     return Vocabulary(
-        model_proto=b"",
+        kind="",
+        model=b"",
         size=size,
         **roles,
         special_ids=tuple(range(5)),

@@ -15,53 +15,21 @@ from sentencepiece import sentencepiece_model_pb2
 
 from configs import base
 from pretraining.data import tokenizer
+from pretraining.data.row import SENTENCE_START, WORD_START
 from pretraining.errors import UserError
 
 TEXTS = [topics[name] for name in sorted(topics)[:25]] + ["中文没有空格。日本語も同じです。"] * 20
 NORMALIZATIONS = ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity")
 PARTS = [  # compatibility forms, combining marks, joiners, right to left, controls, ...
-    *(
-        "word",
-        "Straße",
-        "ﬁne",
-        "½",
-        "Ω",
-        "한국어",
-        "中文",
-        "ไทย",
-        "ｆｕｌｌ",
-        "İ",
-        "Ǆ",
-        "א",
-        "ب",
-        "ﷺ",
-    ),
-    *(
-        "é",
-        "e\u0301",
-        "a\u0328\u0301",
-        "\u0301",
-        "👩\u200d👩\u200d👧",
-        "🇫🇷",
-        "\ufffd",
-        "\u200b",
-        "\u200f",
-    ),
-    *(
-        "\u00a0",
-        "\u3000",
-        "\u2028",
-        "\x00",
-        "\x07",
-        "\x7f",
-        "\x85",
-        "\ufeff",
-        "\U0010fffd",
-        "\u00ad",
-    ),
+    *("word", "Straße", "ﬁne", "½", "Ω", "한국어", "中文", "ไทย", "ｆｕｌｌ",
+      "İ", "Ǆ", "א", "ب", "ﷺ"),
+    *("é", "e\u0301", "a\u0328\u0301", "\u0301", "👩\u200d👩\u200d👧",
+      "🇫🇷", "\ufffd", "\u200b", "\u200f"),
+    *("\u00a0", "\u3000", "\u2028", "\x00", "\x07", "\x7f", "\x85", "\ufeff",
+      "\U0010fffd", "\u00ad"),
     *("▁", "▁▁", "[MASK]", "[CLS]", "[SEP]", "[PAD]", "<s>", "<unk>", "<0x41>", "\u2585", "⁇"),
     *(" ", "  ", "\t", "\n", "\n\n", "\r\n", "\x0b"),
-]
+]  # fmt: skip
 
 
 def nasty_texts():
@@ -104,7 +72,7 @@ def fails(function, *arguments) -> str:
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_special_ids(vocabularies, kind):
     vocabulary = vocabularies(kind=kind)
-    proto = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.model_proto)
+    proto = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.model)
     assert proto.trainer_spec.model_type == proto.trainer_spec.ModelType.Value(kind.upper())
     ids = [getattr(vocabulary, role) for role in tokenizer.ROLES]
     assert ids == [0, 1, 2, 3, 2, 3, 4]
@@ -148,6 +116,20 @@ def test_newlines(vocabularies):
     assert vocabularies().normalize("one\n\n two") == "one two"
 
 
+def test_scores_add_up_exactly(vocabularies):
+    """Whatever stands before a run of equal characters, it is cut in the same way."""
+    vocabulary = vocabularies(normalization="nfkc", character_coverage=1.0, byte_fallback=False)
+    proto = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.model)
+    scores = np.array([piece.score for piece in proto.pieces])
+    assert np.array_equal(scores * 64, np.round(scores * 64))
+    assert len(set(scores.tolist())) > 100
+    assert not [piece for piece in proto.pieces if piece.type == piece.USER_DEFINED]
+    for run in ("-" * 23, "=" * 31, "aa" * 20):
+        alone = vocabulary.encode(run)
+        for before in ("a line\n" * 50, "some words, " * 999):
+            assert vocabulary.encode(f"{before} {run}")[-len(alone) :] == alone
+
+
 def test_bytes_per_id(vocabulary):
     pieces = vocabulary.pieces(range(vocabulary.size))
     assert not vocabulary.bytes_per_id[:5].any()
@@ -174,6 +156,37 @@ def test_save_and_load(vocabulary, tmp_path):
     assert loaded.unigram_counts.dtype == np.int64
     assert loaded.fingerprint == vocabulary.fingerprint
     assert pickle.loads(pickle.dumps(loaded)).encode("a b") == vocabulary.encode("a b")
+
+
+def test_a_saved_vocabulary_is_a_model_too(vocabulary, tmp_path):
+    vocabulary.with_counts(np.arange(900)).save(tmp_path)
+    for path in (tmp_path, tmp_path / "tokenizer.model"):
+        loaded = tokenizer.load_model(path)
+        for field in dataclasses.fields(loaded):
+            assert np.array_equal(getattr(loaded, field.name), getattr(vocabulary, field.name))
+    other = dataclasses.replace(vocabulary, mask=7, special_ids=(0, 1, 2, 3, 7))
+    other.save(tmp_path)
+    assert tokenizer.load_model(tmp_path).fingerprint == other.fingerprint
+
+
+def test_a_text_that_goes_on(vocabularies):
+    """No space is put before it, and nothing starts there."""
+    for rule in NORMALIZATIONS:
+        for kind in ("unigram", "bpe"):
+            vocabulary = vocabularies(kind=kind, normalization=rule)
+            for text in ("the statement. Another one", "s", ". It", "ing of", "中文"):
+                ids, boundary = vocabulary.encode_document(text, continues=True)
+                normal = vocabulary.normalize(text)
+                assert vocabulary.bytes_per_id[ids].sum() == len(normal.encode())
+                assert vocabulary.decode([*vocabulary.encode("un"), *ids]) == "un" + normal
+                assert not boundary[0] & SENTENCE_START
+                assert bool(boundary[0] & WORD_START) == vocabulary.word_start[ids[0]]
+                words, sentences = (vocabulary.encode_document(text)[1] & bit for bit in (1, 2))
+                assert (boundary & 1 > 0).sum() == (words > 0).sum() - 1
+                assert (boundary & 2 > 0).sum() == (sentences > 0).sum() - 1
+            whole = vocabulary.encode("the statement of")
+            (the,) = vocabulary.encode("the")
+            assert [the, *vocabulary.encode_document(" statement of", True)[0]] == whole
 
 
 def test_special_ids_are_saved(vocabulary, tmp_path):
@@ -270,13 +283,8 @@ def test_a_learned_piece_is_no_special_one(tmp_path):
     assert loaded.special_ids == (0, 1, 2)
 
 
-def test_own_model_loads_as_it_was(vocabulary, tmp_path):
-    (tmp_path / "a.model").write_bytes(vocabulary.model_proto)
-    assert tokenizer.load_model(tmp_path / "a.model").fingerprint == vocabulary.fingerprint
-
-
 def test_unused_pieces_are_special(vocabulary, tmp_path):
-    proto = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.model_proto)
+    proto = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.model)
     proto.pieces[300].type = proto.SentencePiece.UNUSED
     (tmp_path / "a.model").write_bytes(proto.SerializeToString())
     loaded = tokenizer.load_model(tmp_path / "a.model")
@@ -286,7 +294,7 @@ def test_unused_pieces_are_special(vocabulary, tmp_path):
 
 def test_wrong_models(vocabulary, tmp_path):
     assert "none.model" in fails(tokenizer.load_model, tmp_path / "none.model")
-    for content in (b"", b"text", vocabulary.model_proto[:-5]):
+    for content in (b"", b"text", vocabulary.model[:-5]):
         (tmp_path / "a.model").write_bytes(content)
         message = fails(tokenizer.load_model, tmp_path / "a.model")
         assert "config.tokenizer.model=" in message
@@ -340,8 +348,8 @@ def test_training_does_not_depend_on_the_machine(vocabulary):
         again = tokenizer.train(iter(TEXTS), tokenizer_config())
     finally:
         os.sched_setaffinity(0, cores)
-    assert again.model_proto == vocabulary.model_proto
-    proto = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.model_proto)
+    assert again.model == vocabulary.model
+    proto = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.model)
     assert proto.trainer_spec.num_threads == 16
 
 
