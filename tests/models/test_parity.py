@@ -18,7 +18,7 @@ import pytest
 from flax import traverse_util
 
 from configs import base
-from objectives.generator import DetectionHead
+from objectives.electra import DetectionHead
 from pretraining.hugging_face import architectures, weights
 from pretraining.models.attention import Attention
 from pretraining.models.config import TransformerConfig
