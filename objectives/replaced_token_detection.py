@@ -17,7 +17,7 @@ What the discriminator learns is a key: `all` is ELECTRA; the others are rows of
 replace_mlm: predict the original tokens at the selected positions. all_tokens_mlm: at every
 position, as a mixture of a copy of the input, of probability sigmoid(gate), and the prediction.
 `discriminator_weight` is a factor of them all; the paper does not say whether it kept 50.
-electric is Electric's (see objectives/discriminator.py), whose generator must be of two towers.
+electric is Electric's (see objectives/detection.py), whose generator must be of two towers.
 
 Departures from google-research/electra:
 * Positions are selected without replacement. The original draws them with replacement (19 draws in

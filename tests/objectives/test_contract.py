@@ -223,9 +223,9 @@ def test_dropout_follows_the_key(objective, params, examples, terms, total):
 
 
 def test_a_learnable_language_is_learnt_from_its_context(objective, config, make_rows, init, total):
-    """A Markov chain: after token t comes one of two. Its 8 tokens are equally frequent, so that
-    without their context no more than an eighth can be guessed."""
-    batch, steps = 16, 150
+    """A Markov chain: a token follows itself .956 of the time. Its 8 tokens are equally frequent,
+    so that without their context no more than an eighth can be guessed."""
+    batch, steps = 16, 300
     optimizer = optax.adam(1e-2)
 
     def chain(seed):
@@ -234,7 +234,7 @@ def test_a_learnable_language_is_learnt_from_its_context(objective, config, make
         state = rng.integers(0, 8, batch)
         for t in range(32):
             tokens[:, t] = state + 5
-            state = (3 * state + rng.integers(0, 2, batch) + 1) % 8
+            state = np.where(rng.random(batch) < 0.95, state, rng.integers(0, 8, batch))
         rows = make_rows(config, [32] * batch, separators=False)
         return rows._replace(tokens=jnp.asarray(tokens))
 
