@@ -201,7 +201,8 @@ def hugging_face(networks: Networks) -> dict[str, Network]:
     found = {}
     if not networks.predicts_tokens:
         binary = base.network(networks.config, "ElectraForPreTraining")
-        found["discriminator"] = binary._replace(logits=detection_logits)
+        left_out = "the generator's two towers" if networks.two_towers else ""
+        found["discriminator"] = binary._replace(logits=detection_logits, left_out=left_out)
     if networks.generator_config is not None and not networks.two_towers:
         found["generator"] = Network(
             ("ElectraForMaskedLM",),

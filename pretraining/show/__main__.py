@@ -6,8 +6,8 @@
 The first shows a model before its first step (which `config.init_from` may name), in the vocabulary
 of the Python documentation (that of `config.tokenizer.model` if it names one), which is made once,
 in about ten seconds; the second a run's own newest checkpoint. Both show the example that the loss
-would read if the text were the first row of the next batch. Colours where the output is a terminal
-and NO_COLOR is unset.
+would read if the text were the first row of the next batch; a generator's samples are drawn without
+dropout. Colours where the output is a terminal and NO_COLOR is unset.
 """
 
 import os
