@@ -217,7 +217,7 @@ def test_networks_are_written_as_far_as_a_class_holds_them(make_run, tmp_path):
 def test_a_folder_that_holds_something_stays_as_it_is(exported, tmp_path):
     run = exported["bert"][0]
     (tmp_path / "note").write_text("mine")
-    with pytest.raises(UserError, match="not empty"):
+    with pytest.raises(UserError, match="exists and is not an empty folder"):
         export.export(run, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
     empty = tmp_path / "empty"
