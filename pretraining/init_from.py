@@ -17,7 +17,7 @@ from flax import traverse_util
 from pretraining import checkpoint, program, run_folder, sharding
 from pretraining import config as config_lib
 from pretraining import state as state_lib
-from pretraining.data import tokenizer
+from pretraining.data import piece_model, tokenizer
 from pretraining.data.tokenizer import Vocabulary
 from pretraining.errors import UserError
 from pretraining.hugging_face import folder as hugging_face
@@ -152,7 +152,7 @@ def _adopt_tokenizer(config, path: pathlib.Path):
 
 def _meaning(vocabulary) -> tuple:
     """What the ids stand for."""
-    special = [getattr(vocabulary, role) for role in tokenizer.ROLES]
+    special = [getattr(vocabulary, role) for role in piece_model.ROLES]
     return vocabulary.pieces(range(vocabulary.size)), special
 
 

@@ -5,6 +5,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 SPACE = "\u2581"  # how SentencePiece writes a space
+# What a special token is for.
+ROLES = ("pad", "unk", "bos", "eos", "cls", "sep", "mask")
 
 
 class Segments(NamedTuple):

@@ -34,11 +34,16 @@ import numpy as np
 import sentencepiece
 from etils import epath
 
-from pretraining.data import boundaries, hugging_face_pieces, piece_model, sentencepiece_pieces
+from pretraining.data import (
+    boundaries,
+    hugging_face_files,
+    hugging_face_pieces,
+    piece_model,
+    sentencepiece_pieces,
+)
+from pretraining.data.piece_model import ROLES
 from pretraining.data.row import SENTENCE_START, WORD_START
 from pretraining.errors import UserError
-
-ROLES = ("pad", "unk", "bos", "eos", "cls", "sep", "mask")
 
 _FILES = {"sentencepiece": "tokenizer.model", "tokenizers": "tokenizer.json"}  # by kind
 _LOADERS = {"sentencepiece": sentencepiece_pieces.load, "tokenizers": hugging_face_pieces.load}
@@ -291,7 +296,7 @@ def load_model(path: str | pathlib.Path) -> Vocabulary:
     What the model declares a user-defined symbol, be it <mask>, it also finds in texts; a control
     symbol it does not.
 
-    A folder in Hugging Face's layout, or a tokenizer.json: see `hugging_face.tokenizers.read`. The
+    A folder in Hugging Face's layout, or a tokenizer.json: see `hugging_face_files.read`. The
     folder of a run's vocabulary, or its tokenizer.json: what `Vocabulary.save` wrote, not counted.
 
     Raises:
@@ -303,9 +308,7 @@ def load_model(path: str | pathlib.Path) -> Vocabulary:
         if (folder / "vocabulary.json").exists():  # which knows roles that the model does not
             saved = Vocabulary.load(folder)
             return saved.with_counts(np.zeros(saved.size))
-        from pretraining.hugging_face import tokenizers
-
-        return _vocabulary(*tokenizers.read(path))
+        return _vocabulary(*hugging_face_files.read(path))
     content = _read(path)
     try:
         return _vocabulary("sentencepiece", content)

@@ -14,7 +14,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from configs import base
-from pretraining.data import tokenizer
+from pretraining.data import piece_model, tokenizer
 from pretraining.data.row import SENTENCE_START, WORD_START
 from pretraining.errors import UserError
 
@@ -74,7 +74,7 @@ def test_special_ids(vocabularies, kind):
     vocabulary = vocabularies(kind=kind)
     proto = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.model)
     assert proto.trainer_spec.model_type == proto.trainer_spec.ModelType.Value(kind.upper())
-    ids = [getattr(vocabulary, role) for role in tokenizer.ROLES]
+    ids = [getattr(vocabulary, role) for role in piece_model.ROLES]
     assert ids == [0, 1, 2, 3, 2, 3, 4]
     assert vocabulary.special_ids == (0, 1, 2, 3, 4)
     assert vocabulary.pieces(range(5)) == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -242,20 +242,20 @@ def foreign_model(path, **settings):
 def test_load_model_with_its_own_ids(tmp_path):
     path = foreign_model(tmp_path / "t5", pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
     loaded = tokenizer.load_model(path)
-    ids = [getattr(loaded, role) for role in tokenizer.ROLES]
+    ids = [getattr(loaded, role) for role in piece_model.ROLES]
     assert ids == [0, 2, None, 1, None, 1, None]
     assert loaded.special_ids == (0, 1, 2)
     assert loaded.size == 600
 
     loaded = tokenizer.load_model(foreign_model(tmp_path / "llama"))
-    ids = [getattr(loaded, role) for role in tokenizer.ROLES]
+    ids = [getattr(loaded, role) for role in piece_model.ROLES]
     assert ids == [None, 0, 1, 2, 1, 2, None]
 
     path = foreign_model(
         tmp_path / "xlnet", control_symbols=["<cls>", "<sep>", "<pad>", "<mask>", "<eod>"]
     )
     loaded = tokenizer.load_model(path)
-    ids = [getattr(loaded, role) for role in tokenizer.ROLES]
+    ids = [getattr(loaded, role) for role in piece_model.ROLES]
     assert ids == [5, 0, 1, 2, 3, 4, 6]
     assert loaded.special_ids == (0, 1, 2, 3, 4, 5, 6, 7)
 
