@@ -17,6 +17,10 @@ base and large have XLNet's optimizer (xlnet/model_utils.py): Adam without bias 
 decay to a thousandth, and weight decay on the attention biases too. Departure: no memory of the
 previous row. They want a large corpus: --config.data.corpus="tfds:wiki40b/en:train".
 
+Run so far: tiny, on 2 CPU cores and 103 MB of English Wikipedia (2026-11-20): 500 steps in 246 s
+beside other work, validation loss 6.40, against 6.64 of the unigram baseline
+(experiments/first_runs).
+
 Other recipes, as changes of these keys:
   The code of XLNet, its n-grams of pieces   ngram_unit=pieces
   The last sixth of the permutation (section 2.3)   select=last
