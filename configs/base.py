@@ -30,6 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
             seed=seed(),
             evaluate=evaluate(),
             checkpoint=checkpoint(),
+            guard=guard(),
             log=log(),
             # Start from the parameters of another run, "workdir" or "workdir@step", or of a folder
             # in the layout of transformers, whose tokenizer is then taken too
@@ -92,7 +93,9 @@ def model():
         # kernel: xla (serves everything) | cudnn (GPU, dropout 0) | splash (TPU, dropout 0)
         attention="xla",
         execution="unrolled",  # layers unrolled | scanned (compile time flat in depth)
-        remat="none",  # what the backward pass recomputes: none | dots (all but matmuls) | full
+        # what the backward pass recomputes of each layer: none | dots (all but the products with
+        # weights) | outputs (all but what attention and feed-forward give) | full (all)
+        remat="none",
         document_attention=False,  # True: the documents of a row don't see each other
     )
 
@@ -104,7 +107,9 @@ def data():
         corpus=free("python-docs"),
         text_field="text",  # field of the text in .jsonl, .parquet and TFDS
         txt_documents="blank",  # what ends a document in .txt: blank (line) | line | file
-        errors="strict",  # undecodable bytes: strict (stop, with file and offset) | replace
+        # malformed text: strict (stop, with file and place) | replace (what is not UTF-8 becomes
+        # U+FFFD, the rest stops) | skip (leave the document out, and count it)
+        errors="strict",
         validation=0.02,  # share of documents held out, chosen by the hash of their text
         sequence_length=128,  # L, positions of the model; a row holds T = L - 3 tokens
         copies=1,  # times each row stands in a batch; masked copies have disjoint targets
@@ -191,6 +196,23 @@ def checkpoint():
         every=free(200),  # duration between saves; 0 = at the end only
         keep=3,  # newest checkpoints kept
         keep_every=free(0),  # every n-th (a duration) is kept for ever; 0 = none
+    )
+
+
+def guard():
+    return dict(
+        # an update whose loss or gradient is not finite changes nothing, and then: stop | skip (go
+        # on, and count it); its batch is kept in <workdir>/offending
+        non_finite="stop",
+        # a loss that lies this many standard deviations above the average is a spike; it is told,
+        # and its batch is kept; 0 = not looked for
+        spike=0.0,
+        spike_memory=200,  # updates that the average remembers
+        # times that a spike takes the run back to the last checkpoint, to go on with other rows
+        rewinds=0,
+        # seconds after which a process without a sign of life, or one that stays behind, is
+        # reported by the others, which then end; 0 = never
+        silence=300.0,
     )
 
 

@@ -51,9 +51,10 @@ def measure(config, steps: int, random_tokens: bool) -> dict:
         batches = loader.train_batches(prepared.train, config, 0)
     program = program_lib.build(config, vocabulary)
     state = state_lib.init(program.objective, program.optimizer, config, program.mesh)
-    rows = sharding.put_rows(next(batches), program.mesh)
+    size = config.train.batch_size
+    rows = sharding.put_rows(next(batches), program.mesh, size)
     compile_start = time.perf_counter()
-    update = program_lib.jit_update(program, config).lower(state, rows).compile()
+    update = program_lib.compile_update(program, config)
     compile_s = time.perf_counter() - compile_start
 
     state, figures = update(state, rows)  # the first run after compiling is not timed
@@ -61,7 +62,7 @@ def measure(config, steps: int, random_tokens: bool) -> dict:
     step_times, waits = [], []
     for _ in range(steps):
         start = time.perf_counter()
-        rows = sharding.put_rows(next(batches), program.mesh)
+        rows = sharding.put_rows(next(batches), program.mesh, size)
         waits.append(time.perf_counter() - start)
         state, figures = update(state, rows)
         jax.block_until_ready(figures)

@@ -9,6 +9,7 @@ Every method of `Checkpoints` is to be called by all processes; process 0 seals,
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import logging
@@ -76,7 +77,8 @@ class Checkpoints:
         self._damaged = set()
         arrays = _by_path(state)
         items = {name: ocp.args.PyTreeSave(tree) for name, tree in _items(arrays).items()}
-        self._orbax.save(self._folder / str(step), args=ocp.args.Composite(**items))
+        with self._failures(step):
+            self._orbax.save(self._folder / str(step), args=ocp.args.Composite(**items))
         shapes = {"/".join(path): _shape(leaf) for path, leaf in arrays.items()}
         self._sealing = self._thread.submit(self._seal, step, shapes)
 
@@ -125,6 +127,11 @@ class Checkpoints:
             sealing, self._sealing = self._sealing, None
             sealing.result()
 
+    def raise_failure(self) -> None:
+        """Raises what went wrong in the last save, if that is known by now."""
+        if self._sealing is not None and self._sealing.done():
+            self.wait()
+
     def close(self) -> None:
         """Waits, and stops the threads."""
         try:
@@ -134,11 +141,32 @@ class Checkpoints:
             self._orbax.close()
 
     def _seal(self, step: int, shapes: dict[str, str]) -> None:
-        self._orbax.wait_until_finished()  # returns on every process after all have written
-        if jax.process_index() == 0:
-            _write_manifest(self._folder / str(step), shapes)
-            self._verified.add(step)
-            self._retire()
+        with self._failures(step):
+            self._orbax.wait_until_finished()  # returns on every process after all have written
+            if jax.process_index() == 0:
+                _write_manifest(self._folder / str(step), shapes)
+                self._verified.add(step)
+                self._retire()
+
+    @contextlib.contextmanager
+    def _failures(self, step: int) -> Iterator[None]:
+        """What file systems raise becomes one line; what lies half written makes room again."""
+        try:
+            yield
+        except (OSError, ValueError) as error:  # TensorStore says ValueError when a disk is full
+            reason = re.sub(r".*: (.*?)( \[os_error_code.*)?", r"\1", str(error).splitlines()[0])
+            whole = [str(each) for each in sorted(self._verified)]
+            if jax.process_index() == 0:
+                self._remove_unwritten(step)
+            raise UserError(
+                f"checkpoint {self._folder / str(step)} cannot be written: {reason}; whole are "
+                f"those of steps {', '.join(whole) or '(none)'}; run the same command again"
+            ) from error
+
+    def _remove_unwritten(self, step: int) -> None:
+        for path, found in _entries(self._folder):
+            if found == step and not (path / MANIFEST).exists():
+                path.rmtree(missing_ok=True)
 
     def _retire(self) -> None:
         """Deletes what Orbax left half written, and what is older than the newest `keep`."""
@@ -174,6 +202,14 @@ class Checkpoints:
                 if aside.exists():
                     aside.rmtree()
                 (self._folder / str(step)).rename(aside)
+
+
+def newest(folder, at_most: int | None = None) -> int | None:
+    """The newest step whose checkpoint is whole, and not after `at_most`; None = there is none."""
+    from etils import epath
+
+    step, _ = _newest(epath.Path(folder), (), at_most=at_most)
+    return None if step < 0 else step
 
 
 def load_parameters(folder, step: int | None = None, ema: bool = False) -> tuple[Any, int]:
@@ -215,6 +251,10 @@ def load_parameters(folder, step: int | None = None, ema: bool = False) -> tuple
 def _checkpointer():
     import orbax.checkpoint as ocp
 
+    # What Orbax raises is told in one line by `Checkpoints`; it would also log the stack.
+    logging.getLogger("absl").addFilter(
+        lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname
+    )
     # Slicing replicas so that every process writes a part of them pays only where there are several
     # processes: each new shape of slice is compiled, on the training thread.
     arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=jax.process_count() > 1)
@@ -356,10 +396,14 @@ def _steps(folder) -> list[int]:
     return sorted((step for path, step in _entries(folder) if path.name == str(step)), reverse=True)
 
 
-def _newest(folder, verified, item: str = "") -> tuple[int, dict[int, str]]:
+def _newest(
+    folder, verified, item: str = "", at_most: int | None = None
+) -> tuple[int, dict[int, str]]:
     """The newest whole step, or -1, and {step: damage} of those after it, which are logged."""
     damaged, newest = {}, -1
     for step in _steps(folder):
+        if at_most is not None and step > at_most:
+            continue
         damage = None if step in verified else _damage(folder / str(step), item)
         if damage is None:
             newest = step

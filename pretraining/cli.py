@@ -1,5 +1,6 @@
 """The command line of every program: --config and its overrides, options, --help, mistakes."""
 
+import errno
 import pathlib
 import re
 import signal
@@ -13,6 +14,8 @@ from ml_collections import config_flags
 
 from pretraining import config as config_lib
 from pretraining.errors import UserError
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def run(
@@ -33,6 +36,11 @@ def run(
         sys.exit(main(**values))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        print(f"error: {error.filename or 'the disk'}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:  # outside the loop, where nothing has to be saved
         print("interrupted", file=sys.stderr)

@@ -227,7 +227,7 @@ SCHEDULE = ("train.steps", "optimizer.warmup", "optimizer.decay")
 # What may differ between two starts of one run: it changes no parameter but in its last bits (the
 # mesh), though it may change what is evaluated from then on.
 _MAY_CHANGE = re.compile(
-    r"(mesh|log|checkpoint|evaluate)\.|data\.(cache|workers|prefetch|threads)$"
+    r"(mesh|log|checkpoint|evaluate|guard)\.|data\.(cache|workers|prefetch|threads)$"
 )
 
 

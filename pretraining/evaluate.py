@@ -29,6 +29,7 @@ class Evaluator:
     def __init__(self, objective, config, mesh, vocabulary):
         self._config, self._mesh, self._size = config, mesh, vocabulary.size
         self._terms = jax.jit(step.evaluation_step(objective, config))
+        self._places = sharding.local_places(mesh, config.evaluate.batch_size)
 
     def __call__(self, state, prepared) -> dict[str, float]:
         """{"eval/loss", "eval/<term>", "eval/uniform_loss", "eval/<set>/...", "eval/ema/..."}."""
@@ -41,15 +42,11 @@ class Evaluator:
 
     def figures(self, params, stores, prefix: str = "") -> dict[str, float]:
         """The figures of one corpus: tuple of (store, weight)."""
+        size = self._config.evaluate.batch_size
         batches = loader.evaluation_batches(
-            stores,
-            self._config,
-            self._config.evaluate.rows,
-            self._config.evaluate.batch_size,
-            jax.process_index(),
-            jax.process_count(),
+            stores, self._config, self._config.evaluate.rows, size, self._places
         )
-        parts = [self._terms(params, sharding.put_rows(rows, self._mesh)) for rows in batches]
+        parts = [self._terms(params, sharding.put_rows(rows, self._mesh, size)) for rows in batches]
         figures = combine(metrics.fetch(parts)) | {"uniform_loss": math.log(self._size)}
         return {prefix + name: value for name, value in figures.items()}
 

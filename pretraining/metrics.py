@@ -127,50 +127,40 @@ def _start_wandb(folder: pathlib.Path, config):
     )
 
 
-class Clock:
-    """Wall time of training steps and of waiting for data; evaluation and saving are left out."""
+class Speed:
+    """Throughput of the updates since the last line; what is no update does not count."""
 
-    def __init__(self):
-        self.reset()
+    def __init__(self, ledger, *, step_tokens: int, step_flops: float, peak: float):
+        self._ledger, self._tokens, self._flops, self._peak = ledger, step_tokens, step_flops, peak
+        self._reset()
 
-    def reset(self) -> None:
-        """Begins a new window (after a logged line)."""
-        self.seconds = self.wait = 0.0
-        self.steps = 0
-        self.resume()
+    def _reset(self) -> None:
+        self._since, self._steps = self._ledger.totals(), 0
 
-    def resume(self) -> None:
-        """Time since the last step was not training: do not count it."""
-        self._last = time.perf_counter()
+    def stepped(self) -> None:
+        """One more update has been started."""
+        self._steps += 1
 
-    def waited(self) -> None:
-        """The batch has arrived: the time since the last call was spent waiting for it."""
-        self.wait += self.worked()
-
-    def worked(self, steps: int = 0) -> float:
-        """The seconds since the last call were training, and brought `steps` steps."""
-        now = time.perf_counter()
-        seconds = now - self._last
-        self.seconds += seconds
-        self.steps += steps
-        self._last = now
-        return seconds
-
-    def figures(self, step_tokens: int, step_flops: float, peak: float, steps_left: int) -> dict:
-        """Throughput of the window.
+    def figures(self, steps_left: int) -> dict[str, float]:
+        """The figures, of which there are none without an update; a new count begins.
 
         `time/mfu` = matmul FLOPs of the model (forward x 3; recomputation not counted) per second /
-        (devices x peak of one device).
+        (devices x peak of one device). `time/data_wait` is the share of the time of updates that
+        was spent waiting for rows.
         """
-        if not self.steps:
+        now, since, steps = self._ledger.totals(), self._since, self._steps
+        self._reset()
+        if not steps:
             return {}
-        step_s = self.seconds / self.steps
+        wait = now["data_wait"] - since["data_wait"]
+        seconds = now["step"] - since["step"] + wait
+        step_s = seconds / steps
         return {
             "time/step_s": step_s,
-            "time/tokens_per_s": step_tokens / step_s,
-            "time/mfu": step_flops / step_s / peak,
-            "time/peak_flops": peak,
-            "time/data_wait": self.wait / self.seconds,
+            "time/tokens_per_s": self._tokens / step_s,
+            "time/mfu": self._flops / step_s / self._peak,
+            "time/peak_flops": self._peak,
+            "time/data_wait": wait / seconds,
             "time/eta_s": steps_left * step_s,
         }
 

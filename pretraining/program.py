@@ -1,13 +1,14 @@
 """What a config means: the pure functions of a run, and where its arrays live."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from pretraining import config as config_lib
-from pretraining import metrics, sharding, state, step
+from pretraining import guard, metrics, sharding, state, step
 from pretraining import optimizer as optimizer_lib
 from pretraining.data import tokenizer
 from pretraining.data.row import SPECIAL_POSITIONS
@@ -32,13 +33,16 @@ class Program(NamedTuple):
     state: state.State
 
 
-def build(config, vocabulary) -> Program:
+def build(config, vocabulary, devices=None) -> Program:
     """Builds and checks all that a resolved config names; nothing is computed.
+
+    Args:
+      devices: see `sharding.make_mesh`.
 
     Raises:
       UserError: a contradiction among the config, the vocabulary and the devices.
     """
-    mesh = sharding.make_mesh(config)
+    mesh = sharding.make_mesh(config, devices)
     sharding.check_batch(config, mesh)
     attention.check_kernel(
         config.model.attention,
@@ -61,6 +65,7 @@ def build(config, vocabulary) -> Program:
 def check(config) -> None:
     """Refuses what can be refused before a corpus is prepared, which may take hours."""
     config_lib.validate(config)
+    guard.check(config)
     metrics.check(config)
     tokenizer.check(config.tokenizer)
     if config.tokenizer.model:
@@ -70,10 +75,28 @@ def check(config) -> None:
     build(config_lib.without_epochs(config), vocabulary)
 
 
+def for_these_devices(config):
+    """A copy of a stored config for the devices that are here: on its own mesh where that fits."""
+    config = config.copy_and_resolve_references()
+    sizes = [config.mesh[axis] for axis in sharding.AXES]
+    if -1 not in sizes and math.prod(sizes) != jax.device_count():
+        with config.unlocked():
+            config.mesh.update(data=-1, fsdp=1, tensor=1)
+    return config
+
+
 def rows_per_epoch(prepared, config) -> int:
     """Training rows of all sources together."""
     payload = config.data.sequence_length - SPECIAL_POSITIONS
     return sum(store.train.rows(payload) for store, _ in prepared.train)
+
+
+def compile_update(program: Program, config):
+    """The same, compiled."""
+    rows = jax.eval_shape(lambda: state.empty_rows(config, config.train.batch_size))
+    where = NamedSharding(program.mesh, sharding.ROWS)
+    rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), rows)
+    return jit_update(program, config).lower(program.state, rows).compile()
 
 
 def jit_update(program: Program, config):

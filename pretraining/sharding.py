@@ -5,6 +5,7 @@ Mesh axes: `data` (other rows, same parameters), `fsdp` (other rows, parameters 
 are computed, never which.
 """
 
+import functools
 import re
 from typing import Any
 
@@ -33,23 +34,26 @@ _TENSOR_DIMENSIONS = (
 )
 
 
-def make_mesh(config) -> Mesh:
+def make_mesh(config, devices=None) -> Mesh:
     """The mesh of `config.mesh`; one axis may be -1 and takes the devices that are left.
+
+    Args:
+      devices: those of a topology that is not attached; None = all that are here, on all hosts.
 
     Raises:
       UserError: the sizes don't multiply to the number of devices.
     """
     sizes = [config.mesh[axis] for axis in AXES]
     written = ", ".join(f"config.mesh.{a}={s}" for a, s in zip(AXES, sizes, strict=True))
-    devices = jax.device_count()
+    devices = jax.devices() if devices is None else devices
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise UserError(f"{written}: sizes are at least 1, and one of them may be -1")
     fixed = int(np.prod([size for size in sizes if size != -1]))
-    sizes = [devices // fixed if size == -1 else size for size in sizes]
-    if int(np.prod(sizes)) != devices:
-        raise UserError(f"{written} don't multiply to the number of devices, {devices}")
+    sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
+    if int(np.prod(sizes)) != len(devices):
+        raise UserError(f"{written} don't multiply to the number of devices, {len(devices)}")
     auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(sizes, AXES, axis_types=auto)
+    return jax.make_mesh(sizes, AXES, axis_types=auto, devices=devices)
 
 
 def check_batch(config, mesh: Mesh) -> None:
@@ -112,12 +116,27 @@ def _tensor_dimension(name: str, shape: tuple[int, ...]) -> int | None:
     return None
 
 
-def put_rows(rows: Any, mesh: Mesh) -> Any:
-    """The global batch on the mesh, from the block of rows that this process loaded."""
-    sharding = NamedSharding(mesh, ROWS)
+@functools.lru_cache
+def local_places(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The places in the global batch of the rows that this process's devices hold, ascending.
+
+    Where `tensor` spans processes they hold the same rows, and where the mesh follows the wiring of
+    the machine the places need not adjoin.
+    """
+    shares = NamedSharding(mesh, ROWS).addressable_devices_indices_map((batch_size,))
+    places = np.arange(batch_size, dtype=np.int32)
+    return np.unique(np.concatenate([places[index] for index in shares.values()]))
+
+
+def put_rows(rows: Any, mesh: Mesh, batch_size: int) -> Any:
+    """The global batch on the mesh, from the rows of `local_places`."""
+    sharding, places = NamedSharding(mesh, ROWS), local_places(mesh, batch_size)
 
     def place(x):
-        shape = (x.shape[0] * jax.process_count(), *x.shape[1:])
-        return jax.make_array_from_process_local_data(sharding, x, shape)
+        def share(index):
+            wanted = np.arange(batch_size)[index[0]]
+            return x[np.searchsorted(places, wanted)]
+
+        return jax.make_array_from_callback((batch_size, *x.shape[1:]), sharding, share)
 
     return jax.tree.map(place, rows)

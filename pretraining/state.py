@@ -13,6 +13,20 @@ from pretraining.data.row import SPECIAL_POSITIONS, Row
 
 
 @flax.struct.dataclass
+class LossAverage:
+    """What the losses of the last updates were like; all [] float32.
+
+    Attributes:
+      mean, variance: exponential averages.
+      count: losses seen.
+    """
+
+    mean: jax.Array
+    variance: jax.Array
+    count: jax.Array
+
+
+@flax.struct.dataclass
 class State:
     """The saved state of a run; the data need none, because a batch is a function of (seed, step).
 
@@ -22,6 +36,7 @@ class State:
       optimizer: optax state.
       ema: moving average of the parameters, or None.
       skipped: [] int32, updates discarded because they were not finite.
+      losses: by which a spike is known.
     """
 
     step: jax.Array
@@ -29,6 +44,7 @@ class State:
     optimizer: Any
     ema: Any
     skipped: jax.Array
+    losses: LossAverage
 
 
 def empty_rows(config, count: int = 1) -> Row:
@@ -81,4 +97,5 @@ def _create(objective, optimizer, config) -> State:
         optimizer=optimizer.init(params),
         ema=jax.tree.map(jnp.copy, params) if config.train.ema else None,
         skipped=jnp.zeros((), jnp.int32),
+        losses=LossAverage(*(jnp.zeros((), jnp.float32) for _ in range(3))),
     )

@@ -13,7 +13,7 @@ import optax
 
 from pretraining import random
 from pretraining.data.row import Row
-from pretraining.state import State, corrupt_rows
+from pretraining.state import LossAverage, State, corrupt_rows
 
 Terms = dict[str, Any]  # name -> objectives.base.Term
 
@@ -30,27 +30,56 @@ def train_step(
     gone once their buffers are donated, so the update must be discarded in here.
 
     Metrics (float32 scalars): `loss`, every term's mean, `gradient_norm` (before clipping),
-    `learning_rate`, `knobs/<name>`, and `finite` (bool).
+    `learning_rate`, `knobs/<name>`, `skipped` (updates discarded so far), `loss_deviation` (see
+    `watch`), and `finite` (bool).
     """
     parts = config.train.accumulation
 
     def step(state: State, rows: Row):
-        knobs = objective.schedule(state.step)
-        corruption = random.stream(config.seed.corruption, "corruption", state.step)
-        examples = corrupt_rows(objective, corruption, rows, knobs)
-        dropout = random.stream(config.seed.dropout, "dropout", state.step)
+        examples, knobs, dropout = inputs(objective, config, state.step, rows)
         grads, metrics = gradients(objective, state.params, examples, knobs, dropout, parts)
         metrics["gradient_norm"] = optax.tree.norm(grads)
         metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
         metrics |= {f"knobs/{name}": value for name, value in knobs.items()}
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
-        state = _update(state, grads, optimizer, config.train.ema, finite)
+        losses, metrics["loss_deviation"] = watch(
+            state.losses, metrics["loss"], config.guard.spike_memory
+        )
+        state = _update(state, grads, optimizer, config.train.ema, finite, losses)
+        metrics["skipped"] = state.skipped.astype(jnp.float32)
         return state, metrics | {"finite": finite}
 
     return step
 
 
-def _update(state: State, grads, optimizer, ema_decay: float, finite: jax.Array) -> State:
+def inputs(objective, config, step: jax.Array, rows: Row) -> tuple[Any, dict, jax.Array]:
+    """What the update at `step` makes of its rows [B]: (examples, knobs, key of the dropout)."""
+    knobs = objective.schedule(step)
+    corruption = random.stream(config.seed.corruption, "corruption", step)
+    examples = corrupt_rows(objective, corruption, rows, knobs)
+    return examples, knobs, random.stream(config.seed.dropout, "dropout", step)
+
+
+def watch(average: LossAverage, loss: jax.Array, memory: int) -> tuple[LossAverage, jax.Array]:
+    """The average with one more loss, and how many standard deviations the loss lies above it.
+
+    That is 0 until `memory` losses have been seen, and for a loss that is not finite, which does
+    not enter the average.
+    """
+    finite, deviation = jnp.isfinite(loss), loss - average.mean
+    share = 1 / jnp.minimum(average.count + 1, memory)
+    updated = LossAverage(
+        mean=average.mean + share * deviation,
+        variance=(1 - share) * (average.variance + share * deviation**2),
+        count=average.count + 1,
+    )
+    known = finite & (average.count >= memory) & (average.variance > 0)
+    sd = jnp.sqrt(jnp.where(known, average.variance, 1.0))
+    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, average)
+    return kept, jnp.where(known, deviation / sd, 0.0)
+
+
+def _update(state: State, grads, optimizer, ema_decay: float, finite, losses) -> State:
     updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
@@ -62,7 +91,7 @@ def _update(state: State, grads, optimizer, ema_decay: float, finite: jax.Array)
         (state.params, state.optimizer, state.ema),
     )
     skipped = state.skipped + jnp.where(finite, 0, 1).astype(jnp.int32)
-    return State(state.step + 1, params, optimizer_state, ema, skipped)
+    return State(state.step + 1, params, optimizer_state, ema, skipped, losses)
 
 
 def gradients(objective, params, examples, knobs, key, parts: int) -> tuple[Any, dict]:

@@ -7,179 +7,168 @@ and SIGINT save at the current step and exit with 143 and 130, the codes by whic
 that a job was stopped and may be started again; 2 means a mistake, told in one line.
 """
 
-import collections
 import contextlib
+import dataclasses
 import pathlib
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from pretraining import checkpoint, cli, evaluate, flops, init_from, metrics, run_folder, sharding
+from pretraining import (
+    checkpoint,
+    cli,
+    evaluate,
+    goodput,
+    init_from,
+    run_folder,
+    sharding,
+)
 from pretraining import config as config_lib
+from pretraining import guard as guard_lib
 from pretraining import optimizer as optimizer_lib
 from pretraining import program as program_lib
 from pretraining import state as state_lib
 from pretraining.data import loader, prepare
-from pretraining.data.row import SPECIAL_POSITIONS
 from pretraining.errors import UserError
+from pretraining.report import Report
 
 
 def main(config, workdir: str, distributed: bool = False) -> int:
     """The command; returns the exit status."""
+    ledger = goodput.Ledger(goodput.process_age())
     if distributed:
         jax.distributed.initialize()
     folder = run_folder.locate(workdir)
     with run_folder.lock(folder):
-        return train(config, folder)
+        return train(config, folder, ledger)
 
 
-def train(config, folder: pathlib.Path) -> int:
-    """Trains to the end, or to a signal.
-
-    The order of operations at each step, which exact resume rests on:
-      evaluate -> write and sync metrics -> save -> next batch -> update.
-    A resumed run cuts its metrics back to the checkpoint and enters the loop after the save.
-    """
+def train(config, folder: pathlib.Path, ledger: goodput.Ledger) -> int:
+    """Trains to the end, or to a signal; goes back to a checkpoint where `config.guard` says so."""
     # ------------------------------------------------------------------ data, program, run folder
     config = init_from.adopt(config, folder)
     readable = init_from.with_own_tokenizer(config, folder)
     program_lib.check(readable)
+    ledger.enter("prepare")
     prepared = prepare.prepare(readable)
+    ledger.enter("start")
     config = config_lib.resolve_durations(config, program_lib.rows_per_epoch(prepared, config))
     run_folder.check_same_run(folder, config, prepared.vocabulary, prepared.fingerprint)
     program = program_lib.build(config, prepared.vocabulary)
 
     with contextlib.ExitStack() as stack:
-        # --------------------------------------------------------------------------------- resume
         checkpoints = checkpoint.Checkpoints(
             folder / run_folder.CHECKPOINTS, config.checkpoint.keep, config.checkpoint.keep_every
         )
         stack.enter_context(contextlib.closing(checkpoints))
-        start, total = checkpoints.newest() or 0, config.train.steps
+        start = checkpoints.newest() or 0
         check_schedules(folder, config, program, prepared.vocabulary, start)
-        batches = loader.train_batches(
-            prepared.train, config, start, jax.process_index(), jax.process_count()
-        )
-        stack.enter_context(contextlib.closing(batches))
-        state = _begin(config, program, prepared.vocabulary, checkpoints, start)
+        loader.check(prepared.train, config)
+        rewinds = guard_lib.read_rewinds(folder)
         run_folder.record(folder, config, prepared.vocabulary, prepared.fingerprint, start)
-
-        # ----------------------------------------------------------------------------------- loop
         stack.enter_context(jax.set_mesh(program.mesh))  # kernels that partition themselves ask it
-        update = program_lib.jit_update(program, config)
+        ledger.enter("compile")
+        update = program_lib.compile_update(program, config)
         evaluator = evaluate.Evaluator(program.objective, config, program.mesh, prepared.vocabulary)
-        report = Report(folder, config, prepared, start, checkpoints)
-        stack.enter_context(contextlib.closing(report))
+        ledger.enter("start")
         stop = stack.enter_context(_signals())
-        for step in range(start, total + 1):
-            ending = step == total or bool(stop)
-            if step > start:
-                evaluating = _due(step, config.evaluate.every) or step == total
-                saving = _due(step, config.checkpoint.every) or ending
-                if evaluating or saving:
-                    report.wait()
-                    report.flush(evaluator(state, prepared) if evaluating else {})
-                if saving:
-                    checkpoints.save(step, state)
-            if ending:
+        run = Run(folder, config, prepared, program, checkpoints, ledger, update, evaluator, stop)
+        while True:
+            try:
+                state, step = loop(run, rewinds)
                 break
-            report.clock.resume()
-            rows = sharding.put_rows(next(batches), program.mesh)
-            report.clock.waited()
-            state, figures = update(state, rows)
-            report.push(step + 1, figures)
+            except guard_lib.Spike as spike:
+                last = checkpoints.newest() or 0
+                rewinds = guard_lib.rewind(folder, rewinds, spike, last)
 
     # ---------------------------------------------------------------------------------------- end
-    if stop and step < total:
+    print(goodput.summary(ledger.totals()))
+    if step < config.train.steps:
         print(f"stopped by a signal at step {step}; run the same command again to go on")
         return 128 + stop[0]
     evaluate.print_summary(folder, program.objective, state.params, prepared, config)
     return 0
 
 
-def _begin(config, program, vocabulary, checkpoints, step: int) -> state_lib.State:
+def loop(run: "Run", rewinds: list[dict]) -> tuple[state_lib.State, int]:
+    """Trains from the newest checkpoint; returns the last state and its step.
+
+    The order of operations at each step, which exact resume rests on:
+      evaluate -> write and sync metrics -> save -> next batch -> update.
+    A resumed run cuts its metrics back to the checkpoint and enters the loop after the save.
+    """
+    config, ledger, mesh = run.config, run.ledger, run.program.mesh
+    start, total = run.checkpoints.newest() or 0, config.train.steps
+    with contextlib.ExitStack() as stack:
+        # --------------------------------------------------------------------------------- resume
+        skips = guard_lib.skips(rewinds)
+        places = sharding.local_places(mesh, config.train.batch_size)
+        batches = loader.train_batches(run.prepared.train, config, start, places, skips)
+        stack.enter_context(contextlib.closing(batches))
+        state = _begin(run, start)
+        guard = guard_lib.Guard(run.folder, config, run.prepared.train, skips, run.checkpoints)
+        report = Report(run.folder, config, run.prepared.vocabulary, start, ledger, guard)
+        stack.enter_context(contextlib.closing(report))
+
+        # ----------------------------------------------------------------------------------- loop
+        for step in range(start, total + 1):
+            ending = step == total or bool(run.stop)
+            if step > start:
+                evaluating = _due(step, config.evaluate.every) or step == total
+                saving = _due(step, config.checkpoint.every) or ending
+                if evaluating or saving:
+                    report.wait()
+                    ledger.enter("evaluate")
+                    report.flush(run.evaluator(state, run.prepared) if evaluating else {})
+                if saving:
+                    ledger.enter("save")
+                    run.checkpoints.save(step, state)
+            if ending:
+                break
+            ledger.enter("data_wait")
+            rows = next(batches)
+            ledger.enter("step")
+            state, figures = run.update(
+                state, sharding.put_rows(rows, mesh, config.train.batch_size)
+            )
+            report.push(step + 1, figures, rows)
+            run.checkpoints.raise_failure()
+        ledger.enter("save")
+        run.checkpoints.wait()
+    return state, step
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the loop works with, the same after every rewind.
+
+    Attributes:
+      update: the compiled `(state, rows) -> (state, metrics)`.
+      stop: receives the signals.
+    """
+
+    folder: pathlib.Path
+    config: Any
+    prepared: prepare.Prepared
+    program: program_lib.Program
+    checkpoints: checkpoint.Checkpoints
+    ledger: goodput.Ledger
+    update: Callable
+    evaluator: evaluate.Evaluator
+    stop: list[int]
+
+
+def _begin(run: Run, step: int) -> state_lib.State:
     """The state of the newest checkpoint, or that of step 0."""
+    config, program = run.config, run.program
     if step:
-        return checkpoints.restore(step, program.state)
+        return run.checkpoints.restore(step, program.state)
     state = state_lib.init(program.objective, program.optimizer, config, program.mesh)
-    return init_from.start(config, state, vocabulary)
-
-
-class Report:
-    """Writes the figures of each update one step late, so that the device never waits for them."""
-
-    def __init__(self, folder: pathlib.Path, config, prepared, start: int, checkpoints):
-        self._config, self._prepared, self._checkpoints = config, prepared, checkpoints
-        payload = config.data.sequence_length - SPECIAL_POSITIONS
-        self._step_tokens = config.train.batch_size * payload
-        self._step_flops = flops.step_flops(config, prepared.vocabulary)
-        self._peak = flops.peak_flops(config)
-        self._writer = metrics.Writer(folder, config, start)
-        self._progress = metrics.Progress(start, config.train.steps)
-        self._profile = metrics.Profile(folder, config)
-        self._pending = None
-        self._compiled = False
-        self.clock = metrics.Clock()
-
-    def push(self, step: int, figures: dict) -> None:
-        """Takes the device figures of update `step` and writes those of the one before."""
-        if not self._compiled:  # the first call compiled: its time is no step's time
-            self._compiled = True
-            self.clock.reset()
-        if self._pending:
-            self._write({})
-        self._pending = step, figures
-        self.clock.worked(steps=1)
-        self._profile.reached(step, figures)
-
-    def wait(self) -> None:
-        """Waits for the last update, so that its time counts as that of a step."""
-        jax.block_until_ready(self._pending)
-        self.clock.worked()
-
-    def flush(self, evaluation: dict[str, float]) -> None:
-        """Writes the last update's figures together with an evaluation's, and syncs the file."""
-        if self._pending:
-            self._write(evaluation)
-        self._writer.sync()
-
-    def _write(self, evaluation: dict[str, float]) -> None:
-        (step, figures), self._pending = self._pending, None
-        figures = metrics.fetch(figures)
-        if not evaluation:
-            self.clock.worked()
-        if not figures.pop("finite"):
-            self._stop_not_finite(step, figures)
-        if not evaluation and not _due(step, self._config.log.every):
-            return
-        line = {f"train/{name}": value for name, value in figures.items()} | evaluation
-        line |= self.clock.figures(
-            self._step_tokens, self._step_flops, self._peak, self._config.train.steps - step
-        )
-        self.clock.reset()
-        self._writer.write(step, line)
-        self._progress.show(step, line)
-
-    def _stop_not_finite(self, step: int, figures: dict) -> None:
-        addresses = loader.row_addresses(self._prepared.train, self._config, step - 1)
-        rows = collections.defaultdict(list)
-        for store, number in addresses:
-            rows[store.name].append(number)
-        listed = " and ".join(f"{_shorten(found)} of store {name}" for name, found in rows.items())
-        saved = self._checkpoints.newest()
-        raise UserError(
-            f"update {step} is not finite (loss {figures['loss']}, gradient norm "
-            f"{figures['gradient_norm']}) on training rows {listed}; the last good checkpoint is "
-            f"{'that of step ' + str(saved) if saved else 'none'}"
-        )
-
-    def close(self) -> None:
-        self._profile.close()
-        self._progress.close()
-        self._writer.close()
+    return init_from.start(config, state, run.prepared.vocabulary)
 
 
 def check_schedules(folder: pathlib.Path, config, program, vocabulary, step: int) -> None:
@@ -202,11 +191,6 @@ def check_schedules(folder: pathlib.Path, config, program, vocabulary, step: int
             f"--workdir={folder} is at step {step}, and its learning rate or knobs until there "
             f"would have been others: {listed}"
         )
-
-
-def _shorten(numbers: list[int], most: int = 16) -> str:
-    listed = ", ".join(map(str, numbers[:most]))
-    return listed + (f", ... ({len(numbers)} in all)" if len(numbers) > most else "")
 
 
 def _due(step: int, every: int) -> bool:

@@ -1,11 +1,11 @@
-"""metrics.jsonl is cut back and repaired; the clock counts what it says."""
+"""metrics.jsonl is cut back and repaired; the speed is that of updates alone."""
 
 import json
 
 import pytest
 from ml_collections import ConfigDict
 
-from pretraining import metrics
+from pretraining import goodput, metrics
 
 CONFIG = ConfigDict(dict(log=dict(tensorboard=False, wandb="")))
 
@@ -39,19 +39,19 @@ def test_floats_are_written_exactly(tmp_path):
     assert metrics.read(tmp_path / metrics.FILE)[0]["train/loss"] == value
 
 
-def test_clock_shares_time_between_data_and_steps(monkeypatch):
+def test_speed_counts_updates_and_their_waiting_alone():
     now = [0.0]
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
-    clock = metrics.Clock()
+    ledger = goodput.Ledger(clock=lambda: now[0])
+    speed = metrics.Speed(ledger, step_tokens=800, step_flops=2e9, peak=1e9)
     for _ in range(2):
-        now[0] += 100.0  # evaluation or saving: not training time
-        clock.resume()
+        ledger.enter("evaluate")
+        now[0] += 100.0
+        ledger.enter("data_wait")
         now[0] += 1.0
-        clock.waited()
+        ledger.enter("step")
         now[0] += 3.0
-        clock.worked(steps=1)
-    figures = clock.figures(step_tokens=800, step_flops=2e9, peak=1e9, steps_left=5)
-    assert figures == pytest.approx(
+        speed.stepped()
+    assert speed.figures(steps_left=5) == pytest.approx(
         {
             "time/step_s": 4.0,
             "time/tokens_per_s": 200.0,
@@ -61,5 +61,9 @@ def test_clock_shares_time_between_data_and_steps(monkeypatch):
             "time/eta_s": 20.0,
         }
     )
-    clock.reset()
-    assert clock.figures(1, 1, 1, 1) == {}
+    now[0] += 7.0
+    assert speed.figures(4) == {}
+    ledger.enter("step")
+    now[0] += 2.0
+    speed.stepped()
+    assert speed.figures(3)["time/step_s"] == 2.0

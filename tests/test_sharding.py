@@ -96,10 +96,15 @@ def test_batches_that_devices_do_not_divide_are_refused():
 
 def test_rows_are_laid_out_in_order():
     rows = np.arange(16, dtype=np.int32).reshape(8, 2)
-    placed = sharding.put_rows(rows, mesh_of(4, 2, 1))
+    placed = sharding.put_rows(rows, mesh_of(4, 2, 1), 8)
     assert placed.sharding.spec == PartitionSpec(("data", "fsdp"))
     np.testing.assert_array_equal(jax.device_get(placed), rows)
     assert [shard.data.tolist() for shard in placed.addressable_shards] == [
         [row] for row in rows.tolist()
     ]
     assert placed.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 1, 8)])
+def test_one_process_holds_every_row(sizes):
+    assert sharding.local_places(mesh_of(*sizes), 16).tolist() == list(range(16))

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from objectives.base import Objective, Term
 from pretraining import random, step
 from pretraining.data.row import Row
-from pretraining.state import State
+from pretraining.state import LossAverage, State
 
 
 class Line(nn.Module):
@@ -56,7 +56,8 @@ LENGTHS = np.array([3, 1, 0, 2], np.int32)
 
 def config(accumulation=1, ema=0.0):
     seed = dict(init=0, data=0, corruption=7, dropout=0, evaluation=5)
-    return ConfigDict(dict(train=dict(accumulation=accumulation, ema=ema), seed=seed))
+    guard = dict(spike_memory=4)
+    return ConfigDict(dict(train=dict(accumulation=accumulation, ema=ema), seed=seed, guard=guard))
 
 
 def rows():
@@ -67,7 +68,8 @@ def rows():
 def state(optimizer, w=2.0, ema=None):
     params = {"w": jnp.float32(w)}
     ema = None if ema is None else {"w": jnp.float32(ema)}
-    return State(jnp.int32(0), params, optimizer.init(params), ema, jnp.int32(0))
+    losses = LossAverage(*[jnp.float32(0)] * 3)
+    return State(jnp.int32(0), params, optimizer.init(params), ema, jnp.int32(0), losses)
 
 
 def by_hand(w):
@@ -112,7 +114,8 @@ def test_an_update_that_is_not_finite_changes_only_the_counters():
     begin = state(optimizer, w=3e38, ema=1.0)  # its square overflows
     new, metrics = update(begin, rows())
     assert not metrics["finite"]
-    assert (new.step, new.skipped) == (1, 1)
+    assert (new.step, new.skipped, metrics["skipped"]) == (1, 1, 1.0)
+    assert new.losses == begin.losses
     jax.tree.map(
         np.testing.assert_array_equal,
         (new.params, new.optimizer, new.ema),
@@ -161,3 +164,31 @@ def test_mean_of_nothing_is_zero_with_a_zero_gradient():
 def test_microbatches_keep_rows_on_their_device():
     split = step._split(jnp.arange(8), 2)
     assert split.tolist() == [[0, 2, 4, 6], [1, 3, 5, 7]]
+
+
+def test_a_loss_is_measured_against_those_before_it():
+    """By hand: with a memory of 2 the shares are 1, 1/2, 1/2, ...
+
+    losses     4    2    3    9
+    mean       4    3    3    6
+    variance   0    1    .5   9.25
+    deviations 0    0    0    (9 - 3) / sqrt(.5)
+    """
+    average, deviations, seen = LossAverage(*[jnp.float32(0)] * 3), [], []
+    for loss in (4.0, 2.0, 3.0, 9.0):
+        average, deviation = step.watch(average, jnp.float32(loss), memory=2)
+        seen.append((float(average.mean), float(average.variance)))
+        deviations.append(float(deviation))
+    np.testing.assert_allclose(seen, [(4, 0), (3, 1), (3, 0.5), (6, 9.25)], rtol=1e-6)
+    np.testing.assert_allclose(deviations, [0, 0, 0, 6 / np.sqrt(0.5)], rtol=1e-6)
+    for bad in (np.nan, np.inf):
+        same, deviation = step.watch(average, jnp.float32(bad), memory=2)
+        assert (same, deviation) == (average, 0.0)
+
+
+def test_equal_losses_have_no_spread_to_be_measured_by():
+    average = LossAverage(*[jnp.float32(0)] * 3)
+    for loss in (5.0, 5.0, 5.0, 6.0):
+        average, deviation = step.watch(average, jnp.float32(loss), memory=2)
+        assert deviation == 0.0
+    assert average.variance > 0

@@ -5,8 +5,8 @@ comes from and how many rows of that store came before, the store's own shuffle 
 Each pass over a store has another order and holds every row once; the last rows of one pass and the
 first of the next may share a batch. A batch takes the next batch_size / copies rows.
 
-Process p of P reads rows p * B / P to (p + 1) * B / P - 1 of a global batch of B rows, and `index`
-is the place in the global batch: any number of processes makes the same one.
+Each process reads the places of the global batch that its devices hold, and `index` counts in the
+global batch: any number of processes, on any mesh, makes the same one.
 """
 
 import collections
@@ -28,8 +28,15 @@ from pretraining.errors import UserError
 Stores = Sequence[tuple[Store, float]]  # with their weights
 
 
+Skips = Sequence[tuple[int, int]]  # (step, n): from that step on batches are taken n further on
+
+
 def train_batches(
-    stores: Stores, config, start_step: int, process_index: int = 0, process_count: int = 1
+    stores: Stores,
+    config,
+    start_step: int,
+    places: np.ndarray | None = None,
+    skips: Skips = (),
 ) -> grain.DatasetIterator[Row]:
     """The endless batches of steps `start_step`, `start_step` + 1, ... of one process.
 
@@ -38,44 +45,53 @@ def train_batches(
       config: reads `data.{sequence_length,copies,prefetch,threads}`, `train.batch_size` and
         `seed.data`.
       start_step: reached in constant time.
+      places: [n] places in the global batch, ascending; None = all.
+      skips: batches that the run has left out.
 
     Returns:
-      An iterator of rows [batch_size / process_count, ...] in numpy. `index` is the number of the
-      row in the global batch, `copy` that of the copy; the copies of a row stand next to each other
-      and share its index. `close()` ends its threads.
+      An iterator of rows [n, ...] in numpy. `index` is the number of the row among the distinct
+      ones of the global batch, `copy` that of the copy; the copies of a row stand next to each
+      other and share its index. `close()` ends its threads.
 
     Raises:
-      UserError: a batch that cannot be divided; a source with less text than a row, or with fewer
+      UserError: a batch that copies don't divide; a source with less text than a row, or with fewer
         rows than it has in one batch. When a damaged row is read, the iterator raises it.
     """
-    distinct = _distinct_rows(config, process_count)
+    check(stores, config)
+    distinct = _distinct_rows(config)
     addresses = _addresses(stores, config)
-    _check_size(stores, config, distinct)
-    local = distinct // process_count
-    index = np.arange(local * process_index, local * (process_index + 1), dtype=np.int32)
-    copies = config.data.copies
+    places = np.arange(config.train.batch_size) if places is None else places
+    index, copy = (part.astype(np.int32) for part in divmod(places, config.data.copies))
+    wanted, among_wanted = np.unique(index, return_inverse=True)
 
     def read(step: int) -> Row:
+        first = _batch_number(step, skips) * distinct
         row = _read(
             [store.train for store, _ in stores],
-            [addresses[step * distinct + place] for place in index.tolist()],
+            [addresses[first + number] for number in wanted.tolist()],
             _payload(config),
         )
-        row = Row(*(np.repeat(field, copies, axis=0) for field in row._replace(index=index)))
-        return row._replace(copy=np.tile(np.arange(copies, dtype=np.int32), local))
+        row = Row(*(field[among_wanted] for field in row))
+        return row._replace(index=index, copy=copy)
 
     return _iterate(grain.MapDataset.range(sys.maxsize)[start_step:].map(read), config)
 
 
-def row_addresses(stores: Stores, config, step: int) -> list[tuple[pathlib.Path, int]]:
+def row_addresses(
+    stores: Stores, config, step: int, skips: Skips = ()
+) -> list[tuple[pathlib.Path, int]]:
     """(folder of the store, number of the row) of each distinct row of a step, in batch order.
 
     Those are rows of the training split, as cut by `config.data.sequence_length`.
     """
-    distinct = _distinct_rows(config, 1)
-    addresses = _addresses(stores, config)
-    places = [addresses[step * distinct + place] for place in range(distinct)]
+    distinct = _distinct_rows(config)
+    addresses, first = _addresses(stores, config), _batch_number(step, skips) * distinct
+    places = [addresses[first + place] for place in range(distinct)]
     return [(stores[which][0].folder, number) for which, number in places]
+
+
+def _batch_number(step: int, skips: Skips) -> int:
+    return step + sum(batches for since, batches in skips if step >= since)
 
 
 def evaluation_batches(
@@ -83,8 +99,7 @@ def evaluation_batches(
     config,
     rows_wanted: int,
     batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    places: np.ndarray | None = None,
 ) -> grain.DatasetIterator[Row]:
     """The batches of a held-out set, in a fixed order.
 
@@ -94,30 +109,26 @@ def evaluation_batches(
       rows_wanted: rows used, from the start of each split and by weight; a split that has fewer
         gives all it has. 0 = all rows of all splits.
       batch_size: of the global batch.
+      places: [n] places in the global batch, ascending; None = all.
 
     Returns:
-      An iterator of rows [batch_size / process_count, ...] in numpy. `index` is the number of the
-      row in the set, whatever the batch size; rows of length 0 fill up the last batch.
+      An iterator of rows [n, ...] in numpy. `index` is the number of the row in the set, whatever
+      the batch size; rows of length 0 fill up the last batch.
 
     Raises:
-      UserError: a batch that cannot be divided. When a damaged row is read, the iterator raises it.
+      UserError: when a damaged row is read, the iterator raises it.
     """
-    if batch_size % process_count:
-        raise UserError(
-            f"config.evaluate.batch_size={batch_size} is not divisible by {process_count} processes"
-        )
     T = _payload(config)
     ends = np.cumsum(_rows_used(stores, T, rows_wanted))
-    local = batch_size // process_count
+    places = np.arange(batch_size) if places is None else places
 
     def read(batch: int) -> Row:
-        first = batch * batch_size + process_index * local
-        index = np.arange(first, first + local, dtype=np.int32)
+        index = (batch * batch_size + places).astype(np.int32)
         return _read(
             [store.validation for store, _ in stores],
             [_locate(ends, number) for number in index[index < ends[-1]].tolist()],
             T,
-            size=local,
+            size=index.size,
         )._replace(index=index)
 
     return _iterate(grain.MapDataset.range(math.ceil(ends[-1] / batch_size)).map(read), config)
@@ -221,17 +232,23 @@ def _payload(config) -> int:
     return config.data.sequence_length - SPECIAL_POSITIONS
 
 
-def _distinct_rows(config, process_count: int) -> int:
+def _distinct_rows(config) -> int:
     size, copies = config.train.batch_size, config.data.copies
-    if size % (copies * process_count):
+    if size % copies:
         raise UserError(
             f"config.train.batch_size={size} is not divisible by config.data.copies={copies}"
-            f" x {process_count} processes"
         )
     return size // copies
 
 
-def _check_size(stores: Stores, config, distinct: int):
+def check(stores: Stores, config) -> None:
+    """Refuses what `train_batches` cannot serve.
+
+    Raises:
+      UserError: a batch that copies don't divide; a source with less text than a row, or with fewer
+        rows than it has in one batch.
+    """
+    distinct = _distinct_rows(config)
     T, total = _payload(config), sum(weight for _, weight in stores)
     for store, weight in stores:
         source, rows = store.manifest["source"], store.train.rows(T)

@@ -120,12 +120,11 @@ def test_any_number_of_processes_makes_the_same_global_batch(stores, config, cop
     config.data.copies = copies
     pairs = [(stores["a"], 2.0), (stores["b"], 1.0)]
     whole = take(loader.train_batches(pairs, config, 3), 20)
-    for count in (2, 4):
-        parts = [take(loader.train_batches(pairs, config, 3, p, count), 20) for p in range(count)]
-        joined = [
-            Row(*map(np.concatenate, zip(*each, strict=True))) for each in zip(*parts, strict=True)
-        ]
-        assert_equal(joined, whole)
+    # Blocks, a process with every other row, and two processes that hold the same rows.
+    for shares in (np.split(np.arange(8), 4), [[0, 2, 4, 6], [1, 3, 5, 7]], [range(8)] * 2):
+        for share in map(np.array, shares):
+            part = take(loader.train_batches(pairs, config, 3, share), 20)
+            assert_equal(part, [Row(*(field[share] for field in batch)) for batch in whole])
 
 
 def test_every_epoch_holds_every_row_once_in_another_order(stores, texts, config):
@@ -257,10 +256,10 @@ def test_evaluation_rows_do_not_depend_on_the_batch(stores, config):
     whole = rows(0, 1)
     assert sorted(whole) == list(range(9 + 4))
     assert rows(0, 4) == rows(0, 8) == rows(0, 100) == whole
-    halves = [rows(0, 6, process, 2) for process in range(2)]
+    halves = [rows(0, 6, np.arange(half, half + 3)) for half in (0, 3)]
     assert not set(halves[0]) & set(halves[1])
     assert halves[0] | halves[1] == whole
-    assert len(take(loader.evaluation_batches(pairs, config, 0, 14, 1, 2), 9)) == 1
+    assert len(take(loader.evaluation_batches(pairs, config, 0, 14, np.arange(7, 14)), 9)) == 1
 
 
 def test_evaluation_takes_the_wanted_rows_by_weight(stores, texts, config):
@@ -327,20 +326,23 @@ def test_without_prefetch_there_are_no_threads(stores, config, monkeypatch):
     assert not alive() - before
 
 
-@pytest.mark.parametrize("batch, copies, processes", [(8, 3, 1), (8, 1, 3), (8, 4, 4), (9, 1, 2)])
-def test_a_batch_that_cannot_be_divided(stores, config, batch, copies, processes):
-    config.train.batch_size, config.data.copies = batch, copies
-    message = (
-        f"config.train.batch_size={batch} is not divisible by config.data.copies={copies}"
-        f" x {processes} processes"
-    )
+def test_a_batch_that_cannot_be_divided(stores, config):
+    config.train.batch_size, config.data.copies = 8, 3
+    message = "config.train.batch_size=8 is not divisible by config.data.copies=3"
     with pytest.raises(UserError, match=message):
-        loader.train_batches([(stores["a"], 1.0)], config, 0, 0, processes)
+        loader.train_batches([(stores["a"], 1.0)], config, 0)
 
 
-def test_an_evaluation_batch_that_cannot_be_divided(stores, config):
-    with pytest.raises(UserError, match="config.evaluate.batch_size=9 is not .* 2 processes"):
-        loader.evaluation_batches([(stores["a"], 1.0)], config, 0, 9, 0, 2)
+def test_skipped_batches_are_left_out_from_their_step_on(stores, config):
+    pairs, skips = [(stores["a"], 1.0)], ((5, 3), (8, 10))
+    whole = take(loader.train_batches(pairs, config, 0), 30)
+    expected = whole[:5] + whole[8:11] + whole[8 + 13 :]
+    for start in (0, 5, 7, 9):
+        rest = take(loader.train_batches(pairs, config, start, skips=skips), 15 - start)
+        assert_equal(rest, expected[start:15])
+    for step, number in {2: 2, 4: 4, 5: 8, 7: 10, 8: 21, 9: 22}.items():
+        skipped = loader.row_addresses(pairs, config, step, skips)
+        assert skipped == loader.row_addresses(pairs, config, number)
 
 
 def test_too_little_text(stores, config):
