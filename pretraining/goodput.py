@@ -2,7 +2,7 @@
 
 start      the program and its libraries, the check of the run folder, the restored checkpoint
 prepare    text into tokens, or the opening of stores that are there
-compile    of the update and the evaluation
+compile    of the update; that of the evaluation belongs to `evaluate`
 step       updates
 data_wait  waiting for rows
 evaluate   held-out figures
@@ -37,13 +37,14 @@ class Ledger:
 
     Attributes:
       step: the step that the program is at, for those who watch it.
+      entered: phases entered so far: of two processes the one with fewer is behind.
     """
 
     def __init__(self, age: float = 0.0, clock: Callable[[], float] = time.perf_counter):
         self._clock, self._lock = clock, threading.Lock()
         self._totals = dict.fromkeys(PHASES, 0.0) | {"start": age}
         self._phase, self._since = "start", clock()
-        self.step = 0
+        self.step = self.entered = 0
 
     def enter(self, phase: str) -> None:
         """From now on time belongs to `phase`, one of PHASES."""
@@ -51,6 +52,7 @@ class Ledger:
             now = self._clock()
             self._totals[self._phase] += now - self._since
             self._phase, self._since = phase, now
+            self.entered += 1
 
     def totals(self) -> dict[str, float]:
         """{phase: seconds} until now."""
@@ -59,8 +61,13 @@ class Ledger:
             return self._totals | {self._phase: self._totals[self._phase] + running}
 
     def status(self) -> dict:
-        """What a watcher wants to know: step, phase and totals."""
-        return {"step": self.step, "phase": self._phase, "totals": self.totals()}
+        """What a watcher wants to know: step, phase, phases entered, and totals."""
+        return {
+            "step": self.step,
+            "phase": self._phase,
+            "entered": self.entered,
+            "totals": self.totals(),
+        }
 
     def go_on(self, at_checkpoint: Mapping, at_death: Mapping, down: float) -> None:
         """Adds the earlier starts of the run.

@@ -12,6 +12,7 @@ import dataclasses
 import pathlib
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,8 +25,11 @@ from pretraining import (
     evaluate,
     goodput,
     init_from,
+    metrics,
+    processes,
     run_folder,
     sharding,
+    signs,
 )
 from pretraining import config as config_lib
 from pretraining import guard as guard_lib
@@ -37,18 +41,33 @@ from pretraining.errors import UserError
 from pretraining.report import Report
 
 
-def main(config, workdir: str, distributed: bool = False) -> int:
+def main(
+    config,
+    workdir: str,
+    distributed: bool = False,
+    coordinator: str | None = None,
+    process_count: str | None = None,
+    process_index: str | None = None,
+) -> int:
     """The command; returns the exit status."""
-    ledger = goodput.Ledger(goodput.process_age())
-    if distributed:
-        jax.distributed.initialize()
+    ledger, began = goodput.Ledger(goodput.process_age()), time.time()
+    guard_lib.check(config)
+    silence = config.guard.silence
+    processes.initialize(distributed, coordinator, process_count, process_index, silence)
     folder = run_folder.locate(workdir)
     with run_folder.lock(folder):
-        return train(config, folder, ledger)
+        last_sign = signs.read(folder)
+        with processes.Monitor(folder, silence, ledger.status):
+            return train(config, folder, ledger, last_sign, began)
 
 
-def train(config, folder: pathlib.Path, ledger: goodput.Ledger) -> int:
-    """Trains to the end, or to a signal; goes back to a checkpoint where `config.guard` says so."""
+def train(config, folder: pathlib.Path, ledger: goodput.Ledger, last_sign, began: float) -> int:
+    """Trains to the end, or to a signal; goes back to a checkpoint where `config.guard` says so.
+
+    Args:
+      last_sign: of life, of the start before this one; None = there was none.
+      began: when this program did, in seconds since 1970.
+    """
     # ------------------------------------------------------------------ data, program, run folder
     config = init_from.adopt(config, folder)
     readable = init_from.with_own_tokenizer(config, folder)
@@ -69,33 +88,40 @@ def train(config, folder: pathlib.Path, ledger: goodput.Ledger) -> int:
         check_schedules(folder, config, program, prepared.vocabulary, start)
         loader.check(prepared.train, config)
         rewinds = guard_lib.read_rewinds(folder)
+        if last_sign:
+            at_checkpoint = goodput.read(metrics.read(folder / metrics.FILE), start)
+            ledger.go_on(at_checkpoint, last_sign["totals"], began - last_sign["time"])
         run_folder.record(folder, config, prepared.vocabulary, prepared.fingerprint, start)
         stack.enter_context(jax.set_mesh(program.mesh))  # kernels that partition themselves ask it
         ledger.enter("compile")
-        update = program_lib.compile_update(program, config)
+        finished = start == config.train.steps
+        update = None if finished else program_lib.compile_update(program, config)
         evaluator = evaluate.Evaluator(program.objective, config, program.mesh, prepared.vocabulary)
         ledger.enter("start")
-        stop = stack.enter_context(_signals())
+        received, agreement = stack.enter_context(_signals()), processes.StopAgreement(program.mesh)
+        stop = lambda: agreement.push(received[0] if received else 0)
         run = Run(folder, config, prepared, program, checkpoints, ledger, update, evaluator, stop)
         while True:
             try:
-                state, step = loop(run, rewinds)
+                state, step, stopped = loop(run, rewinds)
                 break
             except guard_lib.Spike as spike:
                 last = checkpoints.newest() or 0
                 rewinds = guard_lib.rewind(folder, rewinds, spike, last)
 
     # ---------------------------------------------------------------------------------------- end
-    print(goodput.summary(ledger.totals()))
     if step < config.train.steps:
         print(f"stopped by a signal at step {step}; run the same command again to go on")
-        return 128 + stop[0]
-    evaluate.print_summary(folder, program.objective, state.params, prepared, config)
-    return 0
+    else:
+        ledger.enter("evaluate")
+        evaluate.print_summary(folder, program.objective, state.params, prepared, config)
+    if jax.process_index() == 0:
+        print(goodput.summary(ledger.totals()))
+    return 128 + stopped if step < config.train.steps else 0
 
 
-def loop(run: "Run", rewinds: list[dict]) -> tuple[state_lib.State, int]:
-    """Trains from the newest checkpoint; returns the last state and its step.
+def loop(run: "Run", rewinds: list[dict]) -> tuple[state_lib.State, int, int]:
+    """Trains from the newest checkpoint; returns the last state, its step, and a signal or 0.
 
     The order of operations at each step, which exact resume rests on:
       evaluate -> write and sync metrics -> save -> next batch -> update.
@@ -116,7 +142,8 @@ def loop(run: "Run", rewinds: list[dict]) -> tuple[state_lib.State, int]:
 
         # ----------------------------------------------------------------------------------- loop
         for step in range(start, total + 1):
-            ending = step == total or bool(run.stop)
+            ledger.step, stopped = step, run.stop()
+            ending = step == total or stopped > 0
             if step > start:
                 evaluating = _due(step, config.evaluate.every) or step == total
                 saving = _due(step, config.checkpoint.every) or ending
@@ -139,7 +166,7 @@ def loop(run: "Run", rewinds: list[dict]) -> tuple[state_lib.State, int]:
             run.checkpoints.raise_failure()
         ledger.enter("save")
         run.checkpoints.wait()
-    return state, step
+    return state, step, stopped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,8 +174,8 @@ class Run:
     """What the loop works with, the same after every rewind.
 
     Attributes:
-      update: the compiled `(state, rows) -> (state, metrics)`.
-      stop: receives the signals.
+      update: the compiled `(state, rows) -> (state, metrics)`; None = the run is at its end.
+      stop: asked once a step: the signal that stops the run, or 0.
     """
 
     folder: pathlib.Path
@@ -157,9 +184,9 @@ class Run:
     program: program_lib.Program
     checkpoints: checkpoint.Checkpoints
     ledger: goodput.Ledger
-    update: Callable
+    update: Callable | None
     evaluator: evaluate.Evaluator
-    stop: list[int]
+    stop: Callable[[], int]
 
 
 def _begin(run: Run, step: int) -> state_lib.State:
@@ -219,5 +246,8 @@ if __name__ == "__main__":
         main,
         sys.modules[__name__].__doc__,
         workdir="required: folder of the run; a folder that holds this run is resumed",
-        distributed="flag: several hosts: calls jax.distributed.initialize() first",
+        distributed="flag: several processes, as SLURM, Open MPI, Kubernetes or a TPU pod says",
+        coordinator="several processes without those: host:port of process 0",
+        process_count="and how many they are",
+        process_index="and which this one is, from 0",
     )

@@ -27,7 +27,7 @@ def test_time_belongs_to_the_phase_that_was_entered():
     expected |= {"start": 3.0, "compile": 5.0, "step": 14.0, "data_wait": 1.0}
     assert ledger.totals() == expected
     ledger.step = 7
-    assert ledger.status() == {"step": 7, "phase": "step", "totals": expected}
+    assert ledger.status() == {"step": 7, "phase": "step", "entered": 4, "totals": expected}
 
 
 def test_what_a_crash_took_back_is_lost():
