@@ -38,13 +38,16 @@ class Ledger:
     Attributes:
       step: the step that the program is at, for those who watch it.
       entered: phases entered so far: of two processes the one with fewer is behind.
+      earlier: the last sign of life of the start before this one, with `totals` and the `time` in
+        seconds since 1970; None = there was none.
     """
 
     def __init__(self, age: float = 0.0, clock: Callable[[], float] = time.perf_counter):
-        self._clock, self._lock = clock, threading.Lock()
+        self._clock, self._lock, self._began = clock, threading.Lock(), time.time() - age
         self._totals = dict.fromkeys(PHASES, 0.0) | {"start": age}
         self._phase, self._since = "start", clock()
         self.step = self.entered = 0
+        self.earlier: Mapping | None = None
 
     def enter(self, phase: str) -> None:
         """From now on time belongs to `phase`, one of PHASES."""
@@ -69,21 +72,26 @@ class Ledger:
             "totals": self.totals(),
         }
 
-    def go_on(self, at_checkpoint: Mapping, at_death: Mapping, down: float) -> None:
-        """Adds the earlier starts of the run.
+    def go_on(self, at_checkpoint: Mapping[str, float]) -> None:
+        """Adds the starts before this one, as far as `earlier` tells of them.
 
         Args:
           at_checkpoint: totals at the step that is gone on from.
-          at_death: totals at the last sign of life.
-          down: seconds since then, until this program began.
         """
+        if not self.earlier:
+            return
         with self._lock:
-            for phase in PHASES:
-                earlier = at_checkpoint if phase in _REPEATED else at_death
-                self._totals[phase] += earlier[phase]
-            lost = sum(at_death[phase] - at_checkpoint[phase] for phase in _REPEATED)
-            self._totals["lost"] += max(lost, 0.0)
-            self._totals["down"] += max(down, 0.0)
+            for phase, seconds in self.earlier["totals"].items():
+                self._totals[phase] += seconds
+            self._totals["down"] += max(self._began - self.earlier["time"], 0.0)
+        self.lose(at_checkpoint)
+
+    def lose(self, at_checkpoint: Mapping[str, float]) -> None:
+        """What was done since the totals were those is to be done again."""
+        with self._lock:
+            for phase in _REPEATED:
+                self._totals["lost"] += self._totals[phase] - at_checkpoint[phase]
+                self._totals[phase] = at_checkpoint[phase]
 
 
 def process_age() -> float:

@@ -12,7 +12,6 @@ import dataclasses
 import pathlib
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -50,25 +49,48 @@ def main(
     process_index: str | None = None,
 ) -> int:
     """The command; returns the exit status."""
-    ledger, began = goodput.Ledger(goodput.process_age()), time.time()
+    ledger = goodput.Ledger(goodput.process_age())
     guard_lib.check(config)
     silence = config.guard.silence
     processes.initialize(distributed, coordinator, process_count, process_index, silence)
     folder = run_folder.locate(workdir)
     with run_folder.lock(folder):
-        last_sign = signs.read(folder)
+        ledger.earlier = signs.read(folder)
         with processes.Monitor(folder, silence, ledger.status):
-            return train(config, folder, ledger, last_sign, began)
+            return train(config, folder, ledger)
 
 
-def train(config, folder: pathlib.Path, ledger: goodput.Ledger, last_sign, began: float) -> int:
-    """Trains to the end, or to a signal; goes back to a checkpoint where `config.guard` says so.
+def train(config, folder: pathlib.Path, ledger: goodput.Ledger) -> int:
+    """Trains to the end, or to a signal; goes back to a checkpoint where `config.guard` says so."""
+    with contextlib.ExitStack() as stack:
+        run = open_run(stack, config, folder, ledger)
+        rewinds, stopped = guard_lib.read_rewinds(folder), None
+        while stopped is None:
+            try:
+                state, step, stopped = loop(run, rewinds)
+            except guard_lib.Spike as spike:
+                last = run.checkpoints.newest() or 0
+                rewinds = guard_lib.rewind(folder, rewinds, spike, last)
+                ledger.lose(goodput.read(metrics.read(folder / metrics.FILE), last))
+    if step < run.config.train.steps:
+        print(f"stopped by a signal at step {step}; run the same command again to go on")
+    else:
+        ledger.enter("evaluate")
+        evaluate.print_summary(
+            folder, run.program.objective, state.params, run.prepared, run.config
+        )
+    if jax.process_index() == 0:
+        print(goodput.summary(ledger.totals()))
+    return 128 + stopped if step < run.config.train.steps else 0
+
+
+def open_run(stack: contextlib.ExitStack, config, folder: pathlib.Path, ledger) -> "Run":
+    """Prepares all that the loop works with; refuses what can be refused.
 
     Args:
-      last_sign: of life, of the start before this one; None = there was none.
-      began: when this program did, in seconds since 1970.
+      stack: takes what is to be closed at the end of the run.
     """
-    # ------------------------------------------------------------------ data, program, run folder
+    # --------------------------------------------------------------------------- data and program
     config = init_from.adopt(config, folder)
     readable = init_from.with_own_tokenizer(config, folder)
     program_lib.check(readable)
@@ -76,48 +98,30 @@ def train(config, folder: pathlib.Path, ledger: goodput.Ledger, last_sign, began
     prepared = prepare.prepare(readable)
     ledger.enter("start")
     config = config_lib.resolve_durations(config, program_lib.rows_per_epoch(prepared, config))
-    run_folder.check_same_run(folder, config, prepared.vocabulary, prepared.fingerprint)
+    loader.check(prepared.train, config)
     program = program_lib.build(config, prepared.vocabulary)
 
-    with contextlib.ExitStack() as stack:
-        checkpoints = checkpoint.Checkpoints(
-            folder / run_folder.CHECKPOINTS, config.checkpoint.keep, config.checkpoint.keep_every
-        )
-        stack.enter_context(contextlib.closing(checkpoints))
-        start = checkpoints.newest() or 0
-        check_schedules(folder, config, program, prepared.vocabulary, start)
-        loader.check(prepared.train, config)
-        rewinds = guard_lib.read_rewinds(folder)
-        if last_sign:
-            at_checkpoint = goodput.read(metrics.read(folder / metrics.FILE), start)
-            ledger.go_on(at_checkpoint, last_sign["totals"], began - last_sign["time"])
-        run_folder.record(folder, config, prepared.vocabulary, prepared.fingerprint, start)
-        stack.enter_context(jax.set_mesh(program.mesh))  # kernels that partition themselves ask it
-        ledger.enter("compile")
-        finished = start == config.train.steps
-        update = None if finished else program_lib.compile_update(program, config)
-        evaluator = evaluate.Evaluator(program.objective, config, program.mesh, prepared.vocabulary)
-        ledger.enter("start")
-        received, agreement = stack.enter_context(_signals()), processes.StopAgreement(program.mesh)
-        stop = lambda: agreement.push(received[0] if received else 0)
-        run = Run(folder, config, prepared, program, checkpoints, ledger, update, evaluator, stop)
-        while True:
-            try:
-                state, step, stopped = loop(run, rewinds)
-                break
-            except guard_lib.Spike as spike:
-                last = checkpoints.newest() or 0
-                rewinds = guard_lib.rewind(folder, rewinds, spike, last)
+    # --------------------------------------------------------------------------------- run folder
+    run_folder.check_same_run(folder, config, prepared.vocabulary, prepared.fingerprint)
+    checkpoints = checkpoint.Checkpoints(
+        folder / run_folder.CHECKPOINTS, config.checkpoint.keep, config.checkpoint.keep_every
+    )
+    stack.enter_context(contextlib.closing(checkpoints))
+    start = checkpoints.newest() or 0
+    check_schedules(folder, config, program, prepared.vocabulary, start)
+    ledger.go_on(goodput.read(metrics.read(folder / metrics.FILE), start))
+    run_folder.record(folder, config, prepared.vocabulary, prepared.fingerprint, start)
 
-    # ---------------------------------------------------------------------------------------- end
-    if step < config.train.steps:
-        print(f"stopped by a signal at step {step}; run the same command again to go on")
-    else:
-        ledger.enter("evaluate")
-        evaluate.print_summary(folder, program.objective, state.params, prepared, config)
-    if jax.process_index() == 0:
-        print(goodput.summary(ledger.totals()))
-    return 128 + stopped if step < config.train.steps else 0
+    # ------------------------------------------------------------------------------------ compile
+    stack.enter_context(jax.set_mesh(program.mesh))  # kernels that partition themselves ask it
+    ledger.enter("compile")
+    finished = start == config.train.steps
+    update = None if finished else program_lib.compile_update(program, config)
+    evaluator = evaluate.Evaluator(program.objective, config, program.mesh, prepared.vocabulary)
+    ledger.enter("start")
+    received, agreement = stack.enter_context(_signals()), processes.StopAgreement(program.mesh)
+    stop = lambda: agreement.push(received[0] if received else 0)
+    return Run(folder, config, prepared, program, checkpoints, ledger, update, evaluator, stop)
 
 
 def loop(run: "Run", rewinds: list[dict]) -> tuple[state_lib.State, int, int]:

@@ -39,7 +39,8 @@ def test_what_a_crash_took_back_is_lost():
     walk(first, time, ("step", 8.0), ("data_wait", 3.0))
     at_death = first.totals()
     second = goodput.Ledger(age=1.0, clock=time)
-    second.go_on(at_checkpoint, at_death, down=50.0)
+    second.earlier = {"totals": at_death, "time": second._began - 50.0}
+    second.go_on(at_checkpoint)
     walk(second, time, ("compile", 4.0), ("step", 6.0))
     assert second.totals() == {
         "start": 1.0,
@@ -53,6 +54,24 @@ def test_what_a_crash_took_back_is_lost():
         "down": 50.0,
     }
     assert sum(second.totals().values()) == 5 + 20 + 2 + 1 + 8 + 3 + 50 + 1 + 4 + 6
+
+
+def test_a_first_start_has_nothing_to_add():
+    ledger = goodput.Ledger(age=1.0, clock=Time())
+    ledger.go_on(dict.fromkeys(goodput.PHASES, 0.0))
+    assert sum(ledger.totals().values()) == 1.0
+
+
+def test_a_rewind_loses_what_it_takes_back():
+    time = Time()
+    ledger = goodput.Ledger(clock=time)
+    walk(ledger, time, ("step", 20.0))
+    at_checkpoint = ledger.totals()
+    walk(ledger, time, ("step", 5.0), ("save", 1.0))
+    ledger.lose(at_checkpoint)
+    walk(ledger, time, ("step", 7.0))
+    totals = ledger.totals()
+    assert (totals["step"], totals["lost"], totals["save"]) == (27.0, 5.0, 1.0)
 
 
 def test_totals_go_through_a_metrics_line():
