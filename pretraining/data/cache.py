@@ -11,8 +11,10 @@ import hashlib
 import json
 import os
 import pathlib
+import platform
 import shutil
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +22,8 @@ from typing import Any
 from pretraining.errors import UserError
 
 MANIFEST = "manifest.json"
+HASHED = 1 << 30  # bytes of a folder all of which is hashed when it is opened, in about a second
+_ABANDONED = 86_400  # seconds after which what another host has begun counts as dead
 
 
 def root(data_config) -> pathlib.Path:
@@ -47,8 +51,9 @@ def publish(folder: pathlib.Path, build: Callable[[pathlib.Path], dict[str, Any]
     """Makes `folder` complete, unless it is.
 
     One process at a time builds a folder; others wait, and find it. A process that dies leaves a
-    `*.partial-*` folder beside it, which the next to build it removes. (Where the file system has
-    no locks two may build at once: the first to finish wins, and remains are left lying.)
+    `*.partial-*` folder beside it, which the next of its host to build it removes; others remove it
+    after a day. Where the file system has no locks (then remains are left lying), or none between
+    hosts, two may build at once: the first to finish wins.
 
     Args:
       folder: its name determines its content, see `address`.
@@ -92,17 +97,27 @@ def _locked(folder: pathlib.Path) -> Iterator[bool]:
 def _remove_remains(folder: pathlib.Path):
     """What dead processes left, and a folder that someone half deleted."""
     for partial in folder.parent.glob(f"{folder.name}.partial-*"):
-        shutil.rmtree(partial, ignore_errors=True)
+        own = partial.name.startswith(f"{folder.name}.partial-{platform.node()}-")
+        if own or time.time() - _last_write(partial) > _ABANDONED:
+            shutil.rmtree(partial, ignore_errors=True)
     if folder.exists() and not is_complete(folder):
         shutil.rmtree(folder)
 
 
+def _last_write(folder: pathlib.Path) -> float:
+    """Seconds since the epoch; now, if it changes meanwhile."""
+    try:
+        return max(path.stat().st_mtime for path in [folder, *folder.rglob("*")])
+    except FileNotFoundError:
+        return time.time()
+
+
 def _build(folder: pathlib.Path, build: Callable[[pathlib.Path], dict[str, Any]]):
-    work = folder.with_name(f"{folder.name}.partial-{uuid.uuid4().hex}")
+    work = folder.with_name(f"{folder.name}.partial-{platform.node()}-{uuid.uuid4().hex}")
     try:
         work.mkdir()
         facts = build(work)
-        body = {**facts, "files": _hashes(work)}
+        body = {**facts, "name": folder.name, "files": _hashes(work)}
         with (work / MANIFEST).open("w") as file:
             json.dump({**body, "sha256": digest(body)}, file, indent=1)
             file.flush()
@@ -130,35 +145,43 @@ def _hashes(folder: pathlib.Path) -> dict[str, list]:
 # --------------------------------------------------------------------------------------- checking
 
 
-def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
-    """The manifest, after the cheap checks: every file's size, and the hash of all but shards.
+def read_manifest(folder: pathlib.Path, hashed: int = HASHED) -> dict[str, Any]:
+    """The manifest, after checks: every file's size and hash; but no hash of shards that are large.
+
+    Args:
+      hashed: most bytes of a folder whose shards are hashed; of a larger one they are not.
 
     Raises:
       UserError: not complete, or damaged; names the file and says how to repair it.
     """
-    for problem in _problems(folder, hash_shards=False):
+    for problem in _problems(folder, hashed):
         raise UserError(problem)
     return json.loads((folder / MANIFEST).read_text())
 
 
 def verify(folder: pathlib.Path) -> list[str]:
     """What is wrong, every byte hashed; [] = nothing."""
-    return list(_problems(folder, hash_shards=True))
+    return list(_problems(folder, sys.maxsize))
 
 
 def damaged(folder: pathlib.Path, problem: str) -> str:
     return f"{folder} is damaged: {problem}; delete the folder, and it will be prepared again"
 
 
-def _problems(folder: pathlib.Path, hash_shards: bool) -> Iterator[str]:
+def _problems(folder: pathlib.Path, hashed: int) -> Iterator[str]:
     """Shards are the files in folders named `c`, as in every zarr3 array."""
     if not is_complete(folder):
         yield f"{folder} is not prepared: it has no {MANIFEST}"
         return
-    files = _listed_files(folder)
-    if files is None:
+    body = _manifest_body(folder)
+    if body is None:
         yield damaged(folder, f"{MANIFEST} does not match its checksum")
         return
+    if body["name"] != folder.name:
+        yield damaged(folder, f"{MANIFEST} is that of {body['name']}")
+        return
+    files = body["files"]
+    hash_shards = sum(size for size, _ in files.values()) <= hashed
     for name, (size, sha256) in files.items():
         path = folder / name
         if not path.is_file():
@@ -169,12 +192,14 @@ def _problems(folder: pathlib.Path, hash_shards: bool) -> Iterator[str]:
             yield damaged(folder, f"{name} does not match its checksum")
 
 
-def _listed_files(folder: pathlib.Path) -> dict[str, list] | None:
+def _manifest_body(folder: pathlib.Path) -> dict[str, Any] | None:
+    """All but the checksum; None = damaged."""
     try:
         body = json.loads((folder / MANIFEST).read_text())
-        return body["files"] if body.pop("sha256") == digest(body) else None
+        intact = body.pop("sha256") == digest(body) and {"name", "files"} <= body.keys()
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
+    return body if intact else None
 
 
 def _sha256(path: pathlib.Path) -> str:

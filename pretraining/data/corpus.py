@@ -14,20 +14,28 @@ A document is what its source calls one; each newline inside it ends a paragraph
 
 Everywhere CR LF and CR become LF, a byte order mark that starts a file is dropped, newlines around
 a document are cut, and a document of whitespace alone is skipped.
+
+What is malformed stops the preparation with its place, or is left out and counted where
+`config.data.errors` is "skip": bytes that are not UTF-8, a lone surrogate, a line that is not JSON
+or has no string at the field, a .parquet file without a column of strings. Always a whole document
+is left out, none has a hole. Of a file that is cut short or corrupt the whole lines (or rows)
+before the damage are kept, and the file is counted. With "replace", bytes that are not UTF-8 and
+lone surrogates become U+FFFD, and everything else stops.
 """
 
-import difflib
+import collections
+import functools
 import glob
 import hashlib
 import itertools
 import json
 import math
 import pathlib
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from pretraining.data import python_docs, text_files
+from pretraining.data import python_docs, text_files, tfds_records
+from pretraining.data.text_files import Malformed
 from pretraining.errors import UserError
 
 
@@ -72,6 +80,32 @@ def _pair(item):
     raise UserError(f"config.data.corpus: {item!r} is neither a source nor (source, weight)")
 
 
+class Part(NamedTuple):
+    """What one process reads of a source: a file, or a range of records.
+
+    Attributes:
+      size: bytes of the file, or records.
+      plain: the bytes are those of text that is not compressed.
+      texts: streams what it holds.
+    """
+
+    size: int
+    plain: bool
+    texts: Callable[[], Iterator[str | Malformed]]
+
+
+class Record(NamedTuple):
+    """What was read.
+
+    Attributes:
+      digests: sha256 (hex) of the documents of each part.
+      skipped: how many texts were left out, by reason.
+    """
+
+    digests: list[str]
+    skipped: collections.Counter[str]
+
+
 def documents(source: str, data_config) -> Iterator[str]:
     """Streams the documents of one source, always in the same order (files sorted by path).
 
@@ -80,24 +114,76 @@ def documents(source: str, data_config) -> Iterator[str]:
 
     Args:
       source: see the top of this file.
-      data_config: `config.data`; reads `text_field`, `txt_documents` and `errors`. With
-        errors="replace" undecodable bytes and lone surrogates become U+FFFD.
+      data_config: `config.data`; reads `text_field`, `txt_documents` and `errors`.
 
     Raises:
-      UserError: no such source or field, an unknown extension or setting, bytes that are not UTF-8
-        (file and offset in the decompressed stream), a line that is not JSON (file and line), a
-        file that is cut short or corrupt. What concerns a file is raised when the file is reached.
+      UserError: no such source, an unknown extension or setting, a file that cannot be read; what
+        is malformed, unless it is skipped: bytes that are not UTF-8 (file and offset in the
+        decompressed stream), a line that is not JSON or has no text (file and line), a file that is
+        cut short or corrupt. What concerns a file is raised when the file is reached.
     """
-    _check("errors", data_config.errors, ("strict", "replace"))
+    record = Record([], collections.Counter())
+    return read(parts(source, data_config), data_config.errors, record)
+
+
+def read(parts: Iterable[Part], errors: str, record: Record) -> Iterator[str]:
+    """The documents of some parts of a source; see `documents`.
+
+    Args:
+      errors: `config.data.errors`.
+      record: grows.
+    """
+    for part in parts:
+        digest = hashlib.sha256()
+        for text in filter(None, map(_tidy, _accept(part.texts(), errors, record.skipped))):
+            content = text.encode()
+            digest.update(len(content).to_bytes(8, "big") + content)
+            yield text
+        record.digests.append(digest.hexdigest())
+
+
+def _accept(texts: Iterable[str | Malformed], errors: str, skipped) -> Iterator[str]:
+    for text in texts:
+        if isinstance(text, str):
+            yield text
+        elif errors == "skip":
+            skipped[text.reason] += 1
+        else:
+            raise UserError(text.message)
+
+
+def parts(source: str, data_config) -> list[Part]:
+    """The files of a source, its records in ranges, or the whole of python-docs; in order.
+
+    Raises:
+      UserError: no such source, an unknown extension or setting.
+    """
+    _check("errors", data_config.errors, ("strict", "replace", "skip"))
     _check("txt_documents", data_config.txt_documents, ("blank", "line", "file"))
     if source == "python-docs":
-        texts = python_docs.documents()
-    elif source.startswith("tfds:"):
-        texts = _tfds_documents(source, data_config)
-    else:
-        each = (text_files.read(path, data_config) for path in files(source))
-        texts = itertools.chain.from_iterable(each)
-    return filter(None, map(_tidy, texts))
+        return [Part(1, False, python_docs.documents)]
+    if source.startswith("tfds:"):
+        ranges = tfds_records.ranges(source, data_config)
+        return [Part(size, False, texts) for size, texts in ranges]
+    return [_part(path, data_config) for path in files(source)]
+
+
+def _part(path: pathlib.Path, data_config) -> Part:
+    texts = functools.partial(text_files.read, path, data_config)
+    return Part(path.stat().st_size, path.suffix.lower() in (".txt", ".jsonl"), texts)
+
+
+def share_of(parts: list[Part], share: int, shares: int) -> list[Part]:
+    """Those of one of several processes that divide a source: contiguous, and balanced by size.
+
+    A part goes where its middle byte lies, if the bytes of all are divided equally. Shares may be
+    empty: a part is never cut.
+    """
+    total = sum(part.size for part in parts)
+    ends = itertools.accumulate(part.size for part in parts)
+    middles = (2 * end - part.size for end, part in zip(ends, parts, strict=True))
+    owners = (min(middle * shares // max(2 * total, 1), shares - 1) for middle in middles)
+    return [part for part, owner in zip(parts, owners, strict=True) if owner == share]
 
 
 def _check(key: str, value, allowed: tuple[str, ...]):
@@ -120,12 +206,12 @@ def fingerprint(source: str, data_config) -> str:
     that change how the source is read.
 
     Raises:
-      UserError: no such source.
+      UserError: no such source, or a file that cannot be read.
     """
     if source == "python-docs":
         return _digest(python_docs.contents())
     if source.startswith("tfds:"):
-        known = _tfds_identity(source)
+        known = tfds_records.identity(source)
         settings = [data_config.text_field, data_config.errors]
         return _digest([json.dumps([known, settings]).encode()])
     paths = files(source)
@@ -133,7 +219,8 @@ def fingerprint(source: str, data_config) -> str:
     formats = sorted(set(map(text_files.extension, paths)))
     settings = [[form, fields.get(form, data_config.text_field)] for form in formats]
     contents = itertools.chain.from_iterable(map(_sampled, paths))
-    return _digest([json.dumps([settings, data_config.errors]).encode(), *contents])
+    known = json.dumps([settings, data_config.errors]).encode()
+    return _digest(itertools.chain([known], contents))
 
 
 def _digest(parts: Iterable[bytes]) -> str:
@@ -144,20 +231,24 @@ def _digest(parts: Iterable[bytes]) -> str:
 
 
 def _sampled(path: pathlib.Path, blocks: int = 16) -> Iterator[bytes]:
-    size = path.stat().st_size
-    yield json.dumps([path.name, size]).encode()
-    last = max(size - text_files.BLOCK, 0)
-    with path.open("rb") as file:
-        for offset in sorted({i * last // (blocks - 1) for i in range(blocks)}):
-            file.seek(offset)
-            yield file.read(text_files.BLOCK)
+    try:
+        size = path.stat().st_size
+        yield json.dumps([path.name, size]).encode()
+        last = max(size - text_files.BLOCK, 0)
+        with path.open("rb") as file:
+            for offset in sorted({i * last // (blocks - 1) for i in range(blocks)}):
+                file.seek(offset)
+                yield file.read(text_files.BLOCK)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
 def files(source: str) -> tuple[pathlib.Path, ...]:
     """The files of a path or glob (`**` crosses folders), sorted; () for python-docs and TFDS.
 
     Raises:
-      UserError: no such file, nothing matches, a folder, or an unknown extension.
+      UserError: no such file, nothing matches, a folder, a link to nothing, or an unknown
+        extension.
     """
     if source == "python-docs" or source.startswith("tfds:"):
         return ()
@@ -165,8 +256,11 @@ def files(source: str) -> tuple[pathlib.Path, ...]:
     exact = pathlib.Path(pattern)
     if exact.is_dir():
         raise UserError(f"config.data.corpus: {source!r} is a folder; name its files: '{source}/*'")
-    matches = [exact] if exact.exists() else map(pathlib.Path, glob.glob(pattern, recursive=True))
-    paths = tuple(sorted(path for path in matches if path.is_file()))
+    found = [exact] if exact.exists() else map(pathlib.Path, glob.glob(pattern, recursive=True))
+    matches = sorted(found)
+    if dangling := [path for path in matches if not path.exists()]:
+        raise UserError(f"config.data.corpus: {dangling[0]} is a link to nothing")
+    paths = tuple(path for path in matches if path.is_file())
     if not paths:
         wrong = "matches no file" if glob.has_magic(pattern) else "is no file"
         raise UserError(
@@ -189,70 +283,3 @@ def is_validation(text: str, share: float) -> bool:
     """
     digest = hashlib.blake2b(text.encode(), digest_size=8, person=b"validation").digest()
     return int.from_bytes(digest, "big") < share * 2.0**64
-
-
-def _tfds_documents(source: str, config) -> Iterator[str]:
-    builder, split = _tfds(source)
-    records = builder.as_data_source(split=split)
-    for start in range(0, len(records), 256):
-        numbers = range(start, min(start + 256, len(records)))
-        for number, record in zip(numbers, records.__getitems__(numbers), strict=True):
-            text = record.get(config.text_field)
-            if not isinstance(text, bytes):
-                raise UserError(
-                    f"{source} has no text at config.data.text_field={config.text_field!r};"
-                    f" its features are {', '.join(record)}"
-                )
-            yield text_files.decode(text, config.errors, f"{source} example {number}")
-
-
-def _tfds_identity(source: str) -> list:
-    builder, split = _tfds(source)
-    return [builder.info.full_name, split, builder.info.splits[split].num_examples]
-
-
-def _tfds(source: str):
-    """The builder of a dataset that is prepared on disk, and the split.
-
-    TFDS looks in TFDS_DATA_DIR (~/tensorflow_datasets) and where `tfds.core.add_data_dir` said.
-    Nothing is downloaded here, which may take days and a disk: the error says how to do it.
-    """
-    import tensorflow_datasets as tfds
-
-    match = re.fullmatch(r"tfds:([\w.+/-]+(?::[\d.*]+)?):([A-Za-z_].*)", source)
-    if not match:
-        raise UserError(f"config.data.corpus={source!r}: expected tfds:<name>[/<config>]:<split>")
-    name, split = match.groups()
-    try:
-        builder = tfds.builder(name)
-    except tfds.core.DatasetNotFoundError:
-        known = set(tfds.list_builders(with_community_datasets=False))
-        close = ", ".join(difflib.get_close_matches(re.split("[:/]", name)[0], known)) or "none"
-        raise UserError(
-            f"{source!r}: TFDS neither knows {name!r} nor finds it prepared in"
-            f" {tfds.core.constants.DATA_DIR}; names like it: {close}"
-        ) from None
-    except (ValueError, AssertionError, ImportError) as error:
-        raise UserError(f"{source!r}: {str(error).splitlines()[0]}") from None
-    _check_prepared(source, name, builder)
-    _check_split(source, split, builder)
-    return builder, split
-
-
-def _check_prepared(source, name, builder):
-    formats = {form.value for form in builder.info.available_file_formats()}
-    if not builder.is_prepared() or not formats & {"array_record", "parquet"}:
-        raise UserError(
-            f"{source!r} is not prepared as ArrayRecord in {builder.data_path}; run: python -c"
-            f' \'import tensorflow_datasets as tfds; tfds.builder("{name}",'
-            ' file_format="array_record").download_and_prepare()\''
-        )
-
-
-def _check_split(source, split, builder):
-    try:
-        builder.info.splits[split]
-    except (KeyError, ValueError):
-        raise UserError(
-            f"{source!r}: no split {split!r}; {builder.name} has {', '.join(builder.info.splits)}"
-        ) from None

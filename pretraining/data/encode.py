@@ -7,6 +7,7 @@ import functools
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import signal
 import sys
 import threading
@@ -21,6 +22,11 @@ from pretraining.data.tokenizer import Vocabulary
 from pretraining.errors import UserError
 
 CHUNK_CHARACTERS = 1 << 18  # of the documents that a worker gets at once
+
+# Characters of a document that are tokenised at once, to bound memory (about 100 bytes for each).
+# A longer one is cut before white space where there is any, which changes no token of a tokenizer
+# whose tokens hold no space inside; a sentence that starts right at a cut is not marked.
+PIECE = 1 << 16
 
 
 def encode_all(
@@ -93,7 +99,7 @@ def _encode(vocabulary: Vocabulary, share: float, texts: list[str]) -> dict[str,
 def _encode_split(vocabulary: Vocabulary, texts: list[str]) -> Encoded:
     tokens, flags, lengths, text_bytes = [], [], [], 0
     for text in texts:
-        ids, boundary = vocabulary.encode_document(text)
+        ids, boundary = _encode_document(vocabulary, text)
         if ids.size:
             tokens += [ids, [vocabulary.eos]]
             flags += [boundary, [0]]
@@ -106,6 +112,16 @@ def _encode_split(vocabulary: Vocabulary, texts: list[str]) -> Encoded:
         np.array(lengths, np.int64),
         text_bytes,
     )
+
+
+def _encode_document(vocabulary: Vocabulary, text: str) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and flags [n] of a document of any length; a long one is cut, see `PIECE`."""
+    if len(text) <= PIECE:
+        return vocabulary.encode_document(text)
+    parts = re.findall(rf"(?s).{{1,{PIECE}}}(?:(?<=\S)(?=\s)|\Z)|.{{1,{PIECE}}}", text)
+    encoded = [vocabulary.encode_document(part, i > 0) for i, part in enumerate(parts)]
+    ids, boundary = zip(*encoded, strict=True)
+    return np.concatenate(ids), np.concatenate(boundary)
 
 
 # ------------------------------------------------------------------------------------- in workers

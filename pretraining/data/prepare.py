@@ -3,6 +3,18 @@
   python -m pretraining.data.prepare --config=configs/quickstart.py
   python -m pretraining.data.prepare --config=configs/quickstart.py --verify
 
+A corpus too big for one machine is prepared by several processes or hosts that see the same files
+and the same `config.data.cache`. Each takes a share of the files, numbered from 0; when all are
+done, one merges them into the store that one process would have written, byte for byte:
+
+  python -m pretraining.data.prepare --config=... --shares=16 --share=0     (to --share=15)
+  python -m pretraining.data.prepare --config=... --shares=16
+
+No file is cut, so there should be more files than shares; of a TFDS split ranges of 65,536 records
+are dealt out, and python-docs goes to the first share. The first to come trains the tokenizer on
+the whole corpus while the others wait (where the file system has no locks between hosts, each
+trains the same): prepare `config.tokenizer.model` beforehand to spare that.
+
 Training calls the same function and finds what is there. Below `config.data.cache` lie
 
   tokenizers/<address>/    a trained vocabulary, addressed by the fingerprints of the sources, the
@@ -13,24 +25,20 @@ so that the same text is prepared once for all sequence lengths, objectives and 
 """
 
 import collections
-import contextlib
 import functools
-import hashlib
 import os
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import tqdm
 
-from pretraining.data import cache, corpus, encode, store, tokenizer
-from pretraining.data.store import Encoded, Store
+from pretraining.data import build, cache, corpus, store, tokenizer
+from pretraining.data.build import Plan, Share
+from pretraining.data.store import Store
 from pretraining.data.tokenizer import Vocabulary
 from pretraining.errors import UserError
-
-LOG_SECONDS = 30  # between lines of progress where there is no terminal
 
 
 class Prepared(NamedTuple):
@@ -51,19 +59,12 @@ class Prepared(NamedTuple):
     fingerprint: str
 
 
-class Plan(NamedTuple):
-    """One store that a config needs: its source, the share held out, the folder."""
-
-    source: str
-    share: float
-    folder: pathlib.Path
-
-
 def prepare(config, *, processes: int | None = None) -> Prepared:
     """Opens the stores of a config, after preparing those that are missing.
 
     Memory stays bounded, whatever the size of the corpus. Two processes that prepare the same at
-    once agree: one works, the other waits. A process that is killed leaves nothing believed.
+    once agree: one works, the other waits. A process that is killed leaves nothing believed. What
+    was left out under `config.data.errors=skip` is printed, by reason.
 
     Args:
       config: reads `data`, `tokenizer` and `evaluate.sets`.
@@ -108,15 +109,49 @@ def prepare_validation(
     return Prepared(vocabulary, (), pairs, {}, _fingerprint(pairs))
 
 
+def prepare_share(config, share: Share, *, processes: int | None = None) -> None:
+    """Prepares one share of every store of a config; see `merge_shares`.
+
+    Args:
+      share: which of how many.
+      processes: see `prepare`.
+
+    Raises:
+      UserError: see `prepare`.
+    """
+    vocabulary = _vocabulary(config, corpus.sources(config.data.corpus))
+    for plan in _plans(config, vocabulary):
+        count = _count(config, processes)
+        skipped = build.build_share(plan, share, config.data, vocabulary, count)
+        _report_skipped(plan.source, skipped)
+
+
+def merge_shares(config, count: int) -> None:
+    """Makes the stores of a config out of their shares, and removes those.
+
+    Raises:
+      UserError: a share is missing (all are named) or damaged; see `prepare`.
+    """
+    vocabulary = _vocabulary(config, corpus.sources(config.data.corpus))
+    plans = _plans(config, vocabulary)
+    missing = {plan.source: build.missing(plan, count) for plan in plans}
+    listed = [f"{', '.join(map(str, some))} of {name!r}" for name, some in missing.items() if some]
+    if listed:
+        raise UserError(
+            f"--shares={count}: not prepared are shares {'; '.join(listed)}; prepare each with"
+            f" --shares={count} --share=<number>"
+        )
+    for plan in plans:
+        build.merge(plan, count, config.data, vocabulary)
+
+
 def find_problems(config) -> list[str]:
     """What is wrong with the stores of a config: every byte hashed, every source read again."""
-    sources, sets = corpus.sources(config.data.corpus), _sets(config.evaluate.sets)
+    sources = corpus.sources(config.data.corpus)
     folder = _tokenizer_folder(config, sources)
     if not config.tokenizer.model and (problems := cache.verify(folder)):
         return problems
-    vocabulary = _vocabulary(config, sources)
-    plans = [_plan(config, vocabulary, each.name, config.data.validation) for each in sources]
-    plans += [_plan(config, vocabulary, source, 1.0) for source in sets.values()]
+    plans = _plans(config, _vocabulary(config, sources))
     return [problem for plan in plans for problem in _check(plan, config)]
 
 
@@ -124,9 +159,11 @@ def _check(plan: Plan, config) -> Iterator[str]:
     problems = cache.verify(plan.folder)
     yield from problems
     if not problems:
-        digest = hashlib.sha256()
-        collections.deque(_read(plan.source, config.data, digest), maxlen=0)
-        if cache.read_manifest(plan.folder)["text_sha256"] != digest.hexdigest():
+        record = corpus.Record([], collections.Counter())
+        parts = corpus.parts(plan.source, config.data)
+        collections.deque(corpus.read(parts, config.data.errors, record), maxlen=0)
+        known = cache.read_manifest(plan.folder, hashed=0)["text_sha256"]
+        if known != build.text_digest(record.digests):
             yield (
                 f"{plan.folder} holds an earlier text of {plan.source!r}, whose change is too small"
                 " for the fingerprint; delete the folder, and it will be prepared again"
@@ -201,118 +238,83 @@ def _mixed_counts(pairs) -> np.ndarray:
 # ------------------------------------------------------------------------------------------ store
 
 
-def _plan(config, vocabulary: Vocabulary, source: str, share: float) -> Plan:
+def _plan(config, vocabulary: Vocabulary, source: str, held_out: float) -> Plan:
     text = corpus.fingerprint(source, config.data)
-    name = cache.address(store.FORMAT, text, vocabulary.fingerprint, share)
-    return Plan(source, share, cache.root(config.data) / "stores" / name)
+    name = cache.address(store.FORMAT, text, vocabulary.fingerprint, held_out)
+    return Plan(source, held_out, cache.root(config.data) / "stores" / name)
 
 
-def _pairs(config, vocabulary, sources, share, processes) -> tuple[tuple[Store, float], ...]:
-    plans = [_plan(config, vocabulary, source.name, share) for source in sources]
+def _plans(config, vocabulary: Vocabulary) -> list[Plan]:
+    """Of the sources, then of the evaluation sets."""
+    sources, sets = corpus.sources(config.data.corpus), _sets(config.evaluate.sets)
+    plans = [_plan(config, vocabulary, each.name, config.data.validation) for each in sources]
+    return plans + [_plan(config, vocabulary, source, 1.0) for source in sets.values()]
+
+
+def _pairs(config, vocabulary, sources, held_out, processes) -> tuple[tuple[Store, float], ...]:
+    plans = [_plan(config, vocabulary, source.name, held_out) for source in sources]
     opened = [_open(config, vocabulary, plan, processes) for plan in plans]
     return tuple(zip(opened, (source.weight for source in sources), strict=True))
 
 
 def _open(config, vocabulary: Vocabulary, plan: Plan, processes: int | None) -> Store:
-    count = processes or config.data.workers or os.cpu_count() or 1
-    cache.publish(plan.folder, functools.partial(_build, plan, config, vocabulary, count))
-    return store.open_store(plan.folder)
+    build.build(plan, config.data, vocabulary, _count(config, processes))
+    opened = store.open_store(plan.folder)
+    _report_skipped(plan.source, opened.manifest["skipped"])
+    return opened
+
+
+def _count(config, processes: int | None) -> int:
+    return processes or config.data.workers or os.cpu_count() or 1
+
+
+def _report_skipped(source: str, counts: dict[str, int]):
+    if counts:
+        print(f"{source}: left out {build.describe_skipped(counts)}", file=sys.stderr)
 
 
 def _fingerprint(pairs) -> str:
     return cache.digest([[opened.fingerprint, weight] for opened, weight in pairs])
 
 
-def _build(plan: Plan, config, vocabulary, processes: int, folder: pathlib.Path) -> dict[str, Any]:
-    before = corpus.fingerprint(plan.source, config.data)
-    digest = hashlib.sha256()
-    texts = _read(plan.source, config.data, digest)
-    with contextlib.closing(encode.encode_all(texts, vocabulary, plan.share, processes)) as chunks:
-        splits = store.write(folder, vocabulary, _show_progress(chunks, plan.source))
-    _check_splits(plan, splits)
-    if corpus.fingerprint(plan.source, config.data) != before:
-        raise UserError(f"config.data.corpus: {plan.source!r} changed while it was being prepared")
-    return {
-        "format": store.FORMAT,
-        "source": plan.source,
-        "share": plan.share,
-        "corpus": before,
-        "text_sha256": digest.hexdigest(),
-        "vocabulary": vocabulary.fingerprint,
-        "splits": splits,
-    }
-
-
-def _read(source: str, data_config, digest) -> Iterator[str]:
-    for text in corpus.documents(source, data_config):
-        content = text.encode()
-        digest.update(len(content).to_bytes(8, "big") + content)
-        yield text
-
-
-def _check_splits(plan: Plan, splits: dict[str, dict[str, int]]):
-    if not any(split["documents"] for split in splits.values()):
-        raise UserError(f"config.data.corpus: {plan.source!r} has no document")
-    for name in ("train", "validation")[plan.share == 1.0 :]:
-        if not splits[name]["documents"]:
-            raise UserError(
-                f"config.data.corpus: no {name} document in {plan.source!r}, which has"
-                f" {sum(split['documents'] for split in splits.values())} documents;"
-                f" config.data.validation={plan.share} is the share held out"
-            )
-
-
-def _show_progress(
-    chunks: Iterable[dict[str, Encoded]], source: str
-) -> Iterator[dict[str, Encoded]]:
-    """Passes chunks through; shows documents, MB/s and, for plain text, the time that is left."""
-    terminal = sys.stderr.isatty()
-    sizes = [(path.stat().st_size, path.suffix) for path in corpus.files(source)]
-    plain = sizes and all(suffix in (".txt", ".jsonl") for _, suffix in sizes)
-    documents = 0
-    with tqdm.tqdm(
-        desc=pathlib.PurePath(source).name,
-        total=sum(size for size, _ in sizes) if plain else None,
-        unit="B",
-        unit_scale=True,
-        file=sys.stderr if terminal else _Lines(),
-        mininterval=0.1 if terminal else LOG_SECONDS,
-        miniters=1,
-    ) as bar:
-        for chunk in chunks:
-            documents += sum(part.lengths.size for part in chunk.values())
-            bar.set_postfix(documents=documents, refresh=False)
-            bar.update(sum(part.text_bytes for part in chunk.values()))
-            yield chunk
-
-
-class _Lines:
-    """Takes the redraws of a bar and prints them as lines."""
-
-    def write(self, text: str):
-        if text.strip():
-            print(text.strip(), file=sys.stderr)
-
-    def flush(self):
-        sys.stderr.flush()
-
-
 # ------------------------------------------------------------------------------------ the command
 
 
-def main(config, verify: bool) -> int:
+def main(config, verify: bool, shares: str | None = None, share: str | None = None) -> int:
     """Prepares and prints a summary; or checks what is there, and returns 1 where it is wrong."""
     from pretraining import init_from  # which imports most of the engine
 
+    chosen = _chosen_share(shares, share, verify)
     config = init_from.adopt(config, None)
     if verify:
         problems = find_problems(config)
         print("\n".join(problems) or "every byte is as it was written, every source as it was read")
         return 1 if problems else 0
+    if share:
+        prepare_share(config, chosen)
+        print(f"share {chosen.number} of {chosen.count} is prepared")
+        return 0
+    if shares:
+        merge_shares(config, chosen.count)
     prepared = prepare(config)
     opened = [*(opened for opened, _ in prepared.train), *prepared.sets.values()]
     print(_table([_HEADER, *map(_summary, opened)]))
     return 0
+
+
+def _chosen_share(shares: str | None, share: str | None, verify: bool) -> Share:
+    """Of --shares alone, share 0; checked."""
+    from pretraining import cli
+
+    count = cli.number("shares", shares, 1, at_least=1)
+    number = cli.number("share", share, 0)
+    if share and not shares:
+        raise UserError(f"--share={share}: of how many? --shares is missing")
+    if number >= count:
+        raise UserError(f"--share={share}: with --shares={shares} allowed are 0 to {count - 1}")
+    if verify and shares:
+        raise UserError("--verify checks whole stores: leave out --shares")
+    return Share(number, count)
 
 
 _HEADER = ("source", "documents", "MB", "tokens", "tokens/byte", "held out", "folder")
@@ -347,4 +349,10 @@ def _table(rows: list[tuple[str, ...]]) -> str:
 if __name__ == "__main__":
     from pretraining import cli
 
-    cli.run(main, __doc__, verify="flag: check every byte of the stores and read the sources again")
+    cli.run(
+        main,
+        __doc__,
+        verify="flag: check every byte of the stores and read the sources again",
+        shares="divide the files among so many processes; without --share: merge what they made",
+        share="the number of this process, from 0",
+    )

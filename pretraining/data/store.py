@@ -11,12 +11,13 @@ A store is a folder:
 
 Every document ends with eos. The arrays are cut into shards (files) of many chunks; chunks and the
 index of each shard carry a crc32c, so a damaged byte is an error when it is read, not a token.
-Everything else is small and hashed when a store is opened; `cache.verify` hashes the shards too.
+Everything else is hashed when a store is opened, and so are the shards of a store of up to
+`cache.HASHED`; `cache.verify` hashes those of any.
 """
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ from pretraining.data.tokenizer import Vocabulary
 from pretraining.errors import UserError
 
 # Part of every address: raise it when the same text would now be stored in another way.
-FORMAT = 2
+FORMAT = 3
 SPLITS = ("train", "validation")
 
 SHARD = 1 << 24  # tokens of a file: what the writer holds in memory, twice
@@ -44,7 +45,7 @@ class Encoded(NamedTuple):
     Attributes:
       tokens: [n] ids, eos after every document.
       flags: [n] uint8, bits of `Row.boundary`.
-      lengths: [documents] int64, tokens of each, eos included.
+      lengths: [documents] int64, tokens of each that ends here, eos included.
       text_bytes: UTF-8 bytes of their text.
     """
 
@@ -87,16 +88,35 @@ class Split:
         pending = [(self.tokens[a:b].read(), self.flags[a:b].read()) for a, b in spans]
         row = empty_rows(len(spans), T)
         for place, ((a, b), (tokens, flags)) in enumerate(zip(spans, pending, strict=True)):
-            try:
-                row.tokens[place, : b - a] = tokens.result()
-                row.boundary[place, : b - a] = flags.result()
-            except ValueError as error:
-                raise UserError(cache.damaged(self.folder.parent, _one_line(error))) from None
+            row.tokens[place, : b - a] = self._wait(tokens)
+            row.boundary[place, : b - a] = self._wait(flags)
             first, last = np.searchsorted(self.offsets, (a + 1, b))
             row.document[place, self.offsets[first:last] - a] = 1
             row.length[place] = b - a
         np.cumsum(row.document, axis=1, out=row.document)
         return row
+
+    def encoded(self, text_bytes: int, piece: int = 1 << 20) -> Iterator[Encoded]:
+        """All of it in order as `write` takes it, `piece` tokens at a time.
+
+        A document counts where it ends, and all of its `text_bytes` in the first piece.
+
+        Raises:
+          UserError: see `read`.
+        """
+        for a in range(0, self.n_tokens, piece):
+            b = min(a + piece, self.n_tokens)
+            first, last = np.searchsorted(self.offsets, (a, b), side="right")
+            lengths = np.diff(self.offsets[first - 1 : last])
+            tokens, flags = self.tokens[a:b].read(), self.flags[a:b].read()
+            yield Encoded(self._wait(tokens), self._wait(flags), lengths, text_bytes)
+            text_bytes = 0
+
+    def _wait(self, future: ts.Future) -> np.ndarray:
+        try:
+            return future.result()
+        except ValueError as error:
+            raise UserError(cache.damaged(self.folder.parent, _one_line(error))) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +142,7 @@ class Store:
         return cache.digest(self.manifest["files"])
 
     def __reduce__(self):
-        return open_store, (self.folder,)
+        return open_store, (self.folder, 0)
 
 
 def empty_rows(size: int, T: int) -> Row:
@@ -149,7 +169,7 @@ def write(
     Args:
       folder: the work folder that `cache.publish` hands out.
       vocabulary: of the tokens; saved with the unigram counts of the training split.
-      chunks: {split: Encoded}, in order.
+      chunks: {split: Encoded}, in order; a split may be absent, a document may go on in the next.
       shard, chunk: tokens of a file, and of what is checked at once.
 
     Returns:
@@ -160,7 +180,8 @@ def write(
     for encoded in chunks:
         for name, part in encoded.items():
             writers[name].append(part)
-        counts += np.bincount(encoded["train"].tokens, minlength=vocabulary.size)
+        if "train" in encoded:
+            counts += np.bincount(encoded["train"].tokens, minlength=vocabulary.size)
     vocabulary.with_counts(counts).save(folder / "vocabulary")
     return {name: writer.close() for name, writer in writers.items()}
 
@@ -182,10 +203,12 @@ class _SplitWriter:
         self._flags = _Array(folder / "flags", "uint8", shard, chunk)
         self._offsets = folder / "offsets"
         self._offsets.write_bytes(np.zeros(1, "<i8").tobytes())
+        self._end = 0  # of the last document
         self._totals = dict(documents=0, tokens=0, text_bytes=0)
 
     def append(self, part: Encoded):
-        ends = self._totals["tokens"] + np.cumsum(part.lengths, dtype="<i8")
+        ends = self._end + np.cumsum(part.lengths, dtype="<i8")
+        self._end = ends[-1] if ends.size else self._end
         with self._offsets.open("ab") as file:
             file.write(ends.tobytes())
         self._tokens.append(part.tokens)
@@ -204,7 +227,7 @@ class _Array:
     """A zarr3 array that grows at its end by whole shards; `flush` adds the rest, once."""
 
     def __init__(self, folder: pathlib.Path, dtype: str, shard: int, chunk: int):
-        self._array = ts.open(_new_array(folder, dtype, shard, chunk), create=True).result()
+        self._array = _written(ts.open(_new_array(folder, dtype, shard, chunk), create=True))
         self._shard = shard
         self._waiting: list[np.ndarray] = []
         self._n_waiting = 0
@@ -226,11 +249,15 @@ class _Array:
     def _write(self, values: np.ndarray):
         start = self._array.shape[0]
         stop = start + values.size
-        try:
-            self._array = self._array.resize(exclusive_max=[stop]).result()
-            self._array[start:stop].write(values).result()
-        except ValueError as error:  # what TensorStore raises when the disk is full
-            raise OSError(_one_line(error)) from None
+        self._array = _written(self._array.resize(exclusive_max=[stop]))
+        _written(self._array[start:stop].write(values))
+
+
+def _written(future: ts.Future):
+    try:
+        return future.result()
+    except ValueError as error:  # what TensorStore raises when the disk is full
+        raise OSError(_one_line(error)) from None
 
 
 def _new_array(folder: pathlib.Path, dtype: str, shard: int, chunk: int) -> dict[str, Any]:
@@ -257,14 +284,14 @@ def _kvstore(folder: pathlib.Path) -> dict[str, str]:
 # ---------------------------------------------------------------------------------------- reading
 
 
-def open_store(folder: str | pathlib.Path) -> Store:
-    """Opens a complete store; checks the size of every file and the hash of all but the shards.
+def open_store(folder: str | pathlib.Path, hashed: int = cache.HASHED) -> Store:
+    """Opens a complete store; checks every file, see `cache.read_manifest`.
 
     Raises:
       UserError: not complete, or damaged; names the file and says how to repair it.
     """
     folder = pathlib.Path(folder).absolute()
-    manifest = cache.read_manifest(folder)
+    manifest = cache.read_manifest(folder, hashed)
     return Store(
         folder,
         manifest,

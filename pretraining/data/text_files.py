@@ -7,23 +7,47 @@ import pathlib
 import re
 import zlib
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import zstandard
 
 from pretraining.errors import UserError
 
 BLOCK = 1 << 16  # bytes read at once
+INFLATED = 1 << 10  # compressed bytes inflated at once; they become 32 MiB at most
 
 
-def read(path: pathlib.Path, data_config) -> Iterator[str]:
-    """The texts of one file, in its order.
+class Malformed(NamedTuple):
+    """Stands for a text that cannot be had.
+
+    Attributes:
+      reason: what is counted, few words, the same for all of a kind.
+      message: one line that names the place.
+    """
+
+    reason: str
+    message: str
+
+
+_NO_TEXT, _DAMAGED = "no text at text_field", "damaged file"  # reasons
+
+
+class _Damaged(Exception):
+    """The compressed data of a file ends early, or is none."""
+
+
+def read(path: pathlib.Path, data_config) -> Iterator[str | Malformed]:
+    """The texts of one file, in its order; a malformed one in the place of each that is lost.
+
+    Of a file that is cut short or corrupt come the texts before the damage, then a `Malformed`. Of
+    corrupt compressed data the last `INFLATED` bytes before the damage are lost too.
 
     Args:
       path: a file that `extension` accepts.
       data_config: `config.data`; reads `text_field`, `txt_documents` and `errors`.
 
     Raises:
-      UserError: see `corpus.documents`.
+      UserError: the file cannot be read.
     """
     readers = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}
     return readers[extension(path)](path, data_config)
@@ -43,93 +67,133 @@ def extension(path: pathlib.Path) -> str:
     return match[2] or match[4]
 
 
-def decode(data: bytes, errors: str, where: str, offset: int = 0) -> str:
-    """UTF-8 text; `where` names the bytes in the error, `offset` is the place of the first one."""
+def decode(data: bytes, errors: str, where: str, offset: int = 0) -> str | Malformed:
+    """UTF-8 text; `where` names the bytes in the message, `offset` is the place of the first one.
+
+    Args:
+      errors: "replace" puts U+FFFD where bytes are not UTF-8; else the text is malformed.
+    """
     try:
-        return data.decode("utf-8", errors)
+        return data.decode("utf-8", "replace" if errors == "replace" else "strict")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{where}: byte {offset + error.start} is not UTF-8"
-            " (config.data.errors=replace puts U+FFFD there)"
-        ) from None
+        message = (
+            f"{where}: byte {offset + error.start} is not UTF-8 (config.data.errors=replace puts"
+            " U+FFFD there, skip leaves the document out)"
+        )
+        return Malformed("not UTF-8", message)
 
 
-def _txt(path, config) -> Iterator[str]:
+def _txt(path, config) -> Iterator[str | Malformed]:
+    """One malformed line makes its document malformed: none has a hole."""
     lines = _lines(path, config.errors)
     if config.txt_documents == "line":
         yield from lines
     elif config.txt_documents == "file":
-        yield "\n".join(lines)
+        yield from _joined(lines)
     else:
-        for blank, group in itertools.groupby(lines, key=lambda line: not line.strip()):
+        for blank, group in itertools.groupby(lines, key=_is_blank):
             if not blank:
-                yield "\n".join(group)
+                yield from _joined(group)
 
 
-def _jsonl(path, config) -> Iterator[str]:
+def _is_blank(line: str | Malformed) -> bool:
+    return isinstance(line, str) and not line.strip()
+
+
+def _joined(lines: Iterable[str | Malformed]) -> Iterator[str | Malformed]:
+    """One document. The lines before a damage of the file are one too."""
+    lines = list(lines)
+    damage = [lines.pop()] if lines and _is_damage(lines[-1]) else []
+    wrong = next((line for line in lines if isinstance(line, Malformed)), None)
+    yield wrong or "\n".join(lines)
+    yield from damage
+
+
+def _is_damage(line: str | Malformed) -> bool:
+    return isinstance(line, Malformed) and line.reason == _DAMAGED
+
+
+def _jsonl(path, config) -> Iterator[str | Malformed]:
     for number, line in enumerate(_lines(path, config.errors), start=1):
-        if not line.strip():
-            continue
-        where = f"{path} line {number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where} is not JSON: {error}") from None
-        text = record.get(config.text_field) if isinstance(record, dict) else None
-        if not isinstance(text, str):
-            raise UserError(
-                f"{where} is not an object with a string at"
-                f" config.data.text_field={config.text_field!r}"
-            )
-        yield _without_surrogates(text, config.errors, where)
+        if isinstance(line, Malformed):
+            yield line
+        elif line.strip():
+            yield _field(line, config, f"{path} line {number}")
 
 
-def _without_surrogates(text: str, errors: str, where: str) -> str:
+def _field(line: str, config, where: str) -> str | Malformed:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return Malformed("not JSON", f"{where} is not JSON: {error}")
+    text = record.get(config.text_field) if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        message = (
+            f"{where} is not an object with a string at"
+            f" config.data.text_field={config.text_field!r}"
+        )
+        return Malformed(_NO_TEXT, message)
+    return _without_surrogates(text, config.errors, where)
+
+
+def _without_surrogates(text: str, errors: str, where: str) -> str | Malformed:
     r"""A lone surrogate, which JSON can write as \ud800, is no text."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        if errors == "strict":
-            raise UserError(f"{where}: character {error.start} is a lone surrogate") from None
+        if errors != "replace":
+            message = f"{where}: character {error.start} is a lone surrogate"
+            return Malformed("lone surrogate", message)
         return re.sub("[\ud800-\udfff]", "\ufffd", text)
     return text
 
 
-def _parquet(path, config) -> Iterator[str]:
+def _parquet(path, config) -> Iterator[str | Malformed]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
-            _check_column(path, file.schema_arrow, config.text_field)
-            row = 0
-            for batch in file.iter_batches(batch_size=256, columns=[config.text_field]):
-                for value in batch.column(0).cast(pa.large_binary()).to_pylist():
-                    where = f"{path} row {row} of column {config.text_field!r}"
-                    yield decode(value or b"", config.errors, where)
-                    row += 1
+            if problem := _wrong_column(file.schema_arrow, config.text_field):
+                yield Malformed(_NO_TEXT, f"{path} {problem}")
+                return
+            for row, value in enumerate(_values(file, config.text_field)):
+                where = f"{path} row {row} of column {config.text_field!r}"
+                yield decode(value or b"", config.errors, where)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path} is not a readable parquet file: {reason}") from None
+        yield Malformed(_DAMAGED, f"{path} is not a readable parquet file: {reason}")
 
 
-def _check_column(path, schema, field):
+def _values(file, field: str) -> Iterator[bytes | None]:
+    """Group by group, so that a damaged one takes none with it that comes before."""
+    import pyarrow as pa
+
+    for group in range(file.num_row_groups):
+        for batch in file.iter_batches(batch_size=256, row_groups=[group], columns=[field]):
+            yield from batch.column(0).cast(pa.large_binary()).to_pylist()
+
+
+def _wrong_column(schema, field: str) -> str | None:
     if field not in schema.names:
-        raise UserError(
-            f"{path} has no column config.data.text_field={field!r}; it has"
-            f" {', '.join(schema.names)}"
-        )
+        return f"has no column config.data.text_field={field!r}; it has {', '.join(schema.names)}"
     if "string" not in str(schema.field(field).type):
-        raise UserError(f"{path}: column {field!r} is {schema.field(field).type}, not string")
+        return f"has {schema.field(field).type}, not string, in column {field!r}"
+    return None
 
 
-def _lines(path, errors: str) -> Iterator[str]:
+def _lines(path, errors: str) -> Iterator[str | Malformed]:
     """The lines of a text file without their ends; LF, CR LF and CR end a line."""
     offset = 0
-    for line in _split(_blocks(path)):
-        text = decode(line, errors, str(path), offset)
-        yield (text.removeprefix("\ufeff") if offset == 0 else text).rstrip("\r\n")
-        offset += len(line)
+    try:
+        for line in _split(_blocks(path)):
+            text = decode(line, errors, str(path), offset)
+            if isinstance(text, str):
+                text = (text.removeprefix("\ufeff") if offset == 0 else text).rstrip("\r\n")
+            yield text
+            offset += len(line)
+    except _Damaged as error:
+        yield Malformed(_DAMAGED, f"{path} is {error}")
 
 
 def _split(blocks: Iterable[bytes]) -> Iterator[bytes]:
@@ -146,11 +210,11 @@ def _split(blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _blocks(path: pathlib.Path) -> Iterator[bytes]:
+    decompressor = _decompressor(path.suffix.lower())
     try:
         with path.open("rb") as file:
-            blocks = iter(lambda: file.read(BLOCK), b"")
-            decompressor = _decompressor(path.suffix.lower())
-            yield from _decompress(path, blocks, decompressor) if decompressor else blocks
+            blocks = iter(lambda: file.read(INFLATED if decompressor else BLOCK), b"")
+            yield from _decompress(blocks, decompressor) if decompressor else blocks
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
 
@@ -164,7 +228,7 @@ def _decompressor(suffix: str):
     }.get(suffix)
 
 
-def _decompress(path, blocks: Iterable[bytes], new) -> Iterator[bytes]:
+def _decompress(blocks: Iterable[bytes], new) -> Iterator[bytes]:
     """A file may hold several members one after another, with zeros between them."""
     member, begun = new(), True
     try:
@@ -176,6 +240,6 @@ def _decompress(path, blocks: Iterable[bytes], new) -> Iterator[bytes]:
                 if member.eof:
                     member, begun = new(), False
     except (zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
-        raise UserError(f"{path} is corrupt: {error}") from None
+        raise _Damaged(f"corrupt: {error}") from None
     if begun:
-        raise UserError(f"{path} is cut short: its compressed data has no end")
+        raise _Damaged("cut short: its compressed data has no end")

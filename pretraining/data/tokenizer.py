@@ -175,13 +175,14 @@ class Vocabulary:
             roles = {role: description[role] for role in ROLES}
             content = {name: _read(folder / name, expected[name]) for name in sorted(expected)}
             vocabulary = _vocabulary(kind, content[_FILES[kind]])
+            counts = np.load(io.BytesIO(content["unigram_counts.npy"]), allow_pickle=False)
+            vocabulary = vocabulary.with_counts(counts)
         except (ValueError, KeyError, TypeError):
             raise damaged from None
         vocabulary = dataclasses.replace(vocabulary, **roles, special_ids=tuple(special))
         if known != (vocabulary.size, vocabulary.fingerprint):
             raise damaged
-        counts = np.load(io.BytesIO(content["unigram_counts.npy"]), allow_pickle=False)
-        return vocabulary.with_counts(counts)
+        return vocabulary
 
     @property
     def _piece_model(self) -> piece_model.PieceModel:

@@ -1,8 +1,12 @@
 import fcntl
 import json
+import os
 import pathlib
+import platform
 import resource
+import shutil
 import threading
+import time
 import types
 
 import pytest
@@ -62,12 +66,18 @@ def test_a_build_that_fails_leaves_nothing(tmp_path):
 
 
 def test_remains_of_the_dead_are_removed(tmp_path):
-    (tmp_path / "a.partial-0" / "inner").mkdir(parents=True)
-    (tmp_path / "ab.partial-0").mkdir()  # of another folder
+    own, old = f"a.partial-{platform.node()}-0", "a.partial-elsewhere-0"
+    for name in (own, old, "a.partial-elsewhere-1", "ab.partial-elsewhere-0"):
+        (tmp_path / name / "inner").mkdir(parents=True)
+        (tmp_path / name / "inner" / "file").write_bytes(b"x")
+    for path in [tmp_path / old, *(tmp_path / old).rglob("*")]:
+        os.utime(path, (0, time.time() - 100_000))
+    # One file written lately, and the host that writes it may be alive.
+    os.utime(tmp_path / "a.partial-elsewhere-1", (0, time.time() - 100_000))
     (tmp_path / "a").mkdir()  # without a manifest
     (tmp_path / "a" / "left").write_bytes(b"x")
     cache.publish(tmp_path / "a", build)
-    assert names(tmp_path) == ["a", "ab.partial-0"]
+    assert names(tmp_path) == ["a", "a.partial-elsewhere-1", "ab.partial-elsewhere-0"]
     assert cache.verify(tmp_path / "a") == []
     assert not (tmp_path / "a" / "left").exists()
 
@@ -104,14 +114,19 @@ def test_of_two_at_once_one_builds_and_the_other_waits(tmp_path, capfd):
     assert f"waiting for another process that prepares {tmp_path / 'a'}" in capfd.readouterr().err
 
 
-def test_without_locks_two_build_at_once_and_agree(tmp_path, monkeypatch):
-    def no_locks(file, operation):
-        raise OSError("no locks available")
+@pytest.mark.parametrize("locks", ["none", "of one host"])
+def test_without_locks_two_build_at_once_and_agree(tmp_path, monkeypatch, locks):
+    def flock(file, operation):
+        if locks == "none":
+            raise OSError("no locks available")
 
-    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setattr(fcntl, "flock", flock)
+    # Two hosts, as two threads: each has a name of its own.
+    monkeypatch.setattr(platform, "node", lambda: f"host{threading.get_ident()}")
     both = threading.Barrier(2, timeout=10)
 
     def together(folder):
+        both.wait()
         facts = build(folder)
         both.wait()
         return facts
@@ -165,6 +180,30 @@ def test_damage_names_the_file_and_the_repair(tmp_path, damage, problem):
         cache.read_manifest(tmp_path / "a")
     cache.publish(tmp_path / "a", never)  # never replaced in silence
     assert [problem in line for line in cache.verify(tmp_path / "a")] == [True]
+
+
+def test_the_folder_of_another_is_not_believed(tmp_path):
+    for name in "ab":
+        cache.publish(tmp_path / name, build)
+    shutil.rmtree(tmp_path / "a")
+    (tmp_path / "b").rename(tmp_path / "a")
+    with pytest.raises(UserError, match="a is damaged: manifest.json is that of b; delete"):
+        cache.read_manifest(tmp_path / "a")
+
+
+def test_shards_are_hashed_at_opening_where_all_is_small(tmp_path):
+    def with_shard(folder):
+        (folder / "array" / "c").mkdir(parents=True)
+        (folder / "array" / "c" / "0").write_bytes(b"tokens")
+        return build(folder)
+
+    cache.publish(tmp_path / "a", with_shard)
+    cache.read_manifest(tmp_path / "a")
+    (tmp_path / "a" / "array" / "c" / "0").write_bytes(b"t0kens")
+    cache.read_manifest(tmp_path / "a", hashed=12)  # of 6 + 7 bytes
+    for most in ([], [13]):
+        with pytest.raises(UserError, match="a is damaged: array/c/0 does not match its checksum"):
+            cache.read_manifest(tmp_path / "a", *most)
 
 
 def test_a_manifest_with_a_changed_fact_is_damaged(tmp_path):

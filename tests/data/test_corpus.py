@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from pretraining.data import corpus
+from pretraining.data import corpus, tfds_records
 from pretraining.errors import UserError
 
 
@@ -187,6 +187,17 @@ def test_tfds(prepared):
     texts = read("tfds:tiny_corpus:train")
     assert sorted(texts) == sorted(f"document {n}\né" for n in range(20))
     assert read("tfds:tiny_corpus:1.2.0:train[25%:75%]") == texts[5:15]
+
+
+def test_tfds_is_divided_into_ranges_of_records(prepared, monkeypatch):
+    whole = read("tfds:tiny_corpus:train")
+    monkeypatch.setattr(tfds_records, "RANGE", 6)
+    parts = corpus.parts("tfds:tiny_corpus:train", data_config())
+    assert [part.size for part in parts] == [6, 6, 6, 2]
+    shares = [corpus.share_of(parts, number, 3) for number in range(3)]
+    texts = [text.replace("\r", "") for share in shares for part in share for text in part.texts()]
+    assert texts == whole
+    assert all(shares)
 
 
 def test_tfds_fingerprint(prepared):

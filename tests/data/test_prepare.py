@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from pretraining.data import cache, corpus, encode, prepare, store
+from pretraining.data import cache, corpus, encode, prepare, progress, store
 from pretraining.errors import UserError
 
 WORDS = "the cat sat on a mat and saw that dog run far away over green hills"
@@ -265,7 +265,7 @@ def test_verify_finds_what_the_cheap_checks_do_not(config, capsys, monkeypatch):
     shard = folder / "train" / "tokens" / "c" / "0"
     intact = shard.read_bytes()
     shard.write_bytes(bytes([intact[0] ^ 1]) + intact[1:])
-    prepare.prepare(config)
+    store.open_store(folder, hashed=0)
     capsys.readouterr()
     assert prepare.main(config, verify=True) == 1
     assert "train/tokens/c/0 does not match its checksum" in capsys.readouterr().out
@@ -282,7 +282,7 @@ def test_verify_finds_what_the_cheap_checks_do_not(config, capsys, monkeypatch):
 
 
 def test_progress_is_lines_without_a_terminal(config, capsys, monkeypatch):
-    monkeypatch.setattr(prepare, "LOG_SECONDS", 0)
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0)
     prepare.prepare(config)
     lines = capsys.readouterr().err.splitlines()
     assert "\r" not in "".join(lines)

@@ -104,11 +104,11 @@ def test_a_split_shorter_than_a_row_is_one_short_row(tmp_path, vocabulary):
 def test_the_bytes_do_not_depend_on_the_chunks_they_came_in(tmp_path, vocabulary):
     train, validation = random_documents(150), random_documents(20, seed=1)
     stores = [
-        make(tmp_path / str(step), vocabulary, train, validation, step, shard=64, chunk=16)
+        make(tmp_path / str(step) / "a", vocabulary, train, validation, step, shard=64, chunk=16)
         for step in (1, 3, 1000)
     ]
     assert stores[0].manifest == stores[1].manifest == stores[2].manifest
-    assert len(list((tmp_path / "1" / "train" / "tokens" / "c").iterdir())) > 9
+    assert len(list((tmp_path / "1" / "a" / "train" / "tokens" / "c").iterdir())) > 9
     other = make(tmp_path / "other", vocabulary, train[::-1], validation, shard=64, chunk=16)
     assert stores[0].fingerprint == stores[2].fingerprint != other.fingerprint
 
@@ -179,6 +179,38 @@ def test_every_flipped_bit_is_found(tmp_path, vocabulary):
     read_all(folder)
 
 
+def test_no_damage_opens(tmp_path, vocabulary):
+    """Every file: gone, cut, changed in places over all files, or taken from another store."""
+    config = base.get_config().tokenizer
+    config.size, config.kind, config.byte_fallback = 40, "bpe", False
+    other_words = tokenizer.train(["hgfedcba " * 9, "a mat sat on the cat"], config)
+    folder, train = tmp_path / "a", random_documents(40)
+    make(folder, vocabulary, train, random_documents(9, 1), shard=64, chunk=16)
+    other = tmp_path / "b"
+    make(other, other_words, [[*ids[:-1], 5] for ids in train], [[6]] * 9, shard=64, chunk=16)
+    contents = {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+    rng = np.random.default_rng(0)
+    places = rng.integers(0, sum(map(len, contents.values())), 20)
+    for name, intact in contents.items():
+        damages = [None, intact[:-1], intact[: len(intact) // 2], b""]
+        if (other / name).exists() and (other / name).read_bytes() != intact:
+            damages.append((other / name).read_bytes())
+        for place in places[(places >= 0) & (places < len(intact))]:
+            damages.append(intact[:place] + bytes([intact[place] ^ 0x40]) + intact[place + 1 :])
+        places -= len(intact)
+        for damage in damages:
+            (folder / name).unlink() if damage is None else (folder / name).write_bytes(damage)
+            repair = "is not prepared: it has no manifest.json|a is damaged: .*; delete the folder"
+            with pytest.raises(UserError, match=repair) as caught:
+                store.open_store(folder)
+            assert str(name) in str(caught.value)
+            (folder / name).write_bytes(intact)
+    store.open_store(folder)
+    assert (places < 0).all()
+
+
 def test_a_shard_that_is_lost_or_cut_does_not_read_as_zeros(tmp_path, vocabulary):
     zeros = [[[5, 5, 5]] * 20, [[[0, 0, 0]] * 20]]
     chunks = [{"train": encoded(zeros[0], zeros[1][0]), "validation": encoded([[5]])}]
@@ -218,6 +250,28 @@ def test_writing_holds_one_shard_in_memory(tmp_path, vocabulary):
     tracemalloc.stop()
     assert splits["train"]["tokens"] == 2_400_000  # 7.2 MB with their flags
     assert peak < 1e6
+
+
+def test_a_store_streams_into_another(tmp_path, vocabulary):
+    """In pieces that cut documents, with one shard in memory."""
+    sizes = dict(shard=1 << 15, chunk=1 << 12)
+    first = make(tmp_path / "1" / "a", vocabulary, [[5] * 1500] * 1000, [[7] * 9] * 3, **sizes)
+
+    def build(work):
+        totals = first.manifest["splits"]
+        parts = (
+            {name: part}
+            for name in store.SPLITS
+            for part in getattr(first, name).encoded(totals[name]["text_bytes"], 1 << 14)
+        )
+        return {"splits": store.write(work, vocabulary, parts, **sizes)}
+
+    tracemalloc.start()
+    cache.publish(tmp_path / "2" / "a", build)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e6  # of 4.5 MB
+    assert store.open_store(tmp_path / "2" / "a").manifest == first.manifest
 
 
 def test_a_full_disk_is_reported(tmp_path, vocabulary):

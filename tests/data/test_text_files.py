@@ -58,6 +58,7 @@ FILE = ["One é\n two\n\n \t\n\nThree\nfour 😀\n\n\nfive"]
 @pytest.mark.parametrize("how, expected", [("blank", BLANK), ("line", LINE), ("file", FILE)])
 def test_txt(tmp_path, monkeypatch, how, expected, suffix, block):
     monkeypatch.setattr(text_files, "BLOCK", block)
+    monkeypatch.setattr(text_files, "INFLATED", block)
     path = write(tmp_path / f"a.txt{suffix}", COMPRESS[suffix](TEXT.encode()))
     assert read(path, txt_documents=how) == expected
 
@@ -126,7 +127,7 @@ def test_wrong_parquet(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"body": ["a"], "n": [1]}), path)
     assert "'text'; it has body, n" in fails(path)
-    assert "'n' is int64" in fails(path, text_field="n")
+    assert "int64, not string, in column 'n'" in fails(path, text_field="n")
     content = path.read_bytes()
     assert str(path) in fails(write(path, content[:-20]))
     assert str(path) in fails(write(path, b"no parquet"))
@@ -144,6 +145,7 @@ def test_parquet_text_that_is_not_utf8(tmp_path):
 @pytest.mark.parametrize("block", [5, 1 << 16])
 def test_undecodable_bytes(tmp_path, monkeypatch, suffix, block):
     monkeypatch.setattr(text_files, "BLOCK", block)
+    monkeypatch.setattr(text_files, "INFLATED", block)
     content = "\ufeffé\r\n\nabc".encode() + b"\xff\xc3\n\nok"
     path = write(tmp_path / f"a.txt{suffix}", COMPRESS[suffix](content))
     assert f"{path}: byte 11 " in fails(path)
