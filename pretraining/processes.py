@@ -147,6 +147,7 @@ class Monitor:
         self._start, self._beat = uuid.uuid4().hex, 0
         self._ended: str | None = None
         self._exit_status: int | None = None  # once an error of its own ends this process
+        self._untold = ""  # what it still has to say then
         self._suspicious = False
         self._others_ended, self._stopped = threading.Event(), threading.Event()
         self._lock = threading.Lock()
@@ -165,18 +166,35 @@ class Monitor:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        if self._watching and isinstance(error, RuntimeError):
-            self._suspect()
-        self._write(ended=_one_line(error))
+        self.tell(kind, error, trace)
         if self._watching and error is not None:
-            self._exit_status = _exit_status(error)
             atexit.register(self._leave)
             return
+        self._write(ended="")
         if self._watching:
             self._others_ended.wait()  # unless one is lost: then the thread ends this process
         self._stopped.set()
         self._thread.join()
         self._stack.close()
+
+    def tell(self, kind, error, trace) -> None:
+        """Tells the others of an error that is on its way out.
+
+        To be pushed on an ExitStack above what may wait for them on the way, as the end of a save
+        does: the others will not come. If it waits too long this process ends there.
+        """
+        if error is None or self._ended is not None:
+            return
+        if self._watching and isinstance(error, RuntimeError):
+            self._suspect()
+        self._exit_status = _exit_status(error)
+        line = f"{type(error).__name__}: {error}".split("\n")[0]
+        self._write(ended=line)
+        self._untold = f"error: {line}\n"
+        if self._watching:
+            late = threading.Timer(2 * self._silence_s, self._leave_now)
+            late.daemon = True
+            late.start()
 
     def _run(self) -> None:
         while not self._stopped.wait(self._beat_s):
@@ -236,19 +254,15 @@ class Monitor:
 
     def _leave(self) -> None:
         """The end after an error; JAX's own would wait for the others, who never come to it."""
+        self._untold = ""  # the command has told of it
         self._others_ended.wait(self._silence_s)  # until they have read why
         self._leave_now()
 
     def _leave_now(self) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
+        os.write(2, self._untold.encode())
         os._exit(self._exit_status)
-
-
-def _one_line(error: BaseException | None) -> str:
-    if error is None:
-        return ""
-    return f"{type(error).__name__}: {error}".split("\n")[0]
 
 
 def _exit_status(error: BaseException) -> int:

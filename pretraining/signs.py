@@ -151,7 +151,8 @@ def find_hanging(everybody: Mapping[int, Seen], hang_s: float) -> str | None:
     """A process that others wait for, as one line that names it.
 
     It is the one that has entered the fewest phases, if it has stayed there too long and nobody
-    else has moved on since. Nobody is to blame where all stand at the same place.
+    else has moved on since. Where all stand at the same place nobody is to blame, and only in a
+    short phase is that too long.
 
     Args:
       everybody: all processes of the run.
@@ -167,7 +168,9 @@ def find_hanging(everybody: Mapping[int, Seen], hang_s: float) -> str | None:
         return None
     if any(f.sign and f.sign["entered"] > found.sign["entered"] for f in everybody.values()):
         return f"{_name(last, found)} hangs: for {found.stood_s:.0f} s {_place(found)}"
-    return f"all processes have stood for {found.stood_s:.0f} s {_place(found)}"
+    if found.sign["phase"] in _SHORT:
+        return f"all processes have stood for {found.stood_s:.0f} s {_place(found)}"
+    return None
 
 
 def _allowance(phase: str) -> float:

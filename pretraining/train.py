@@ -2,9 +2,10 @@
 
     python -m pretraining.train --config=configs/masked_lm.py:tiny --workdir=runs/mlm
 
-Running the same line again resumes, after a crash too, and gives the same run bit for bit. SIGTERM
-and SIGINT save at the current step and exit with 143 and 130, the codes by which schedulers know
-that a job was stopped and may be started again; 2 means a mistake, told in one line.
+Running the same line again resumes, after a crash too, and gives the same run bit for bit. The exit
+status is 0 at the end; 143 and 130 after SIGTERM and SIGINT, which save at the current step; 75 when
+another process was lost; 2 for a mistake or a full disk, told in one line. After all but the first
+and the last, run the same line again. Several hosts: experiments/launch/README.md.
 """
 
 import contextlib
@@ -56,14 +57,14 @@ def main(
     folder = run_folder.locate(workdir)
     with run_folder.lock(folder):
         ledger.earlier = signs.read(folder)
-        with processes.Monitor(folder, silence, ledger.status):
-            return train(config, folder, ledger)
+        with processes.Monitor(folder, silence, ledger.status) as monitor:
+            return train(config, folder, ledger, monitor)
 
 
-def train(config, folder: pathlib.Path, ledger: goodput.Ledger) -> int:
+def train(config, folder: pathlib.Path, ledger: goodput.Ledger, monitor) -> int:
     """Trains to the end, or to a signal; goes back to a checkpoint where `config.guard` says so."""
     with contextlib.ExitStack() as stack:
-        run = open_run(stack, config, folder, ledger)
+        run = open_run(stack, config, folder, ledger, monitor)
         rewinds, stopped = guard_lib.read_rewinds(folder), None
         while stopped is None:
             try:
@@ -84,7 +85,7 @@ def train(config, folder: pathlib.Path, ledger: goodput.Ledger) -> int:
     return 128 + stopped if step < run.config.train.steps else 0
 
 
-def open_run(stack: contextlib.ExitStack, config, folder: pathlib.Path, ledger) -> "Run":
+def open_run(stack: contextlib.ExitStack, config, folder: pathlib.Path, ledger, monitor) -> "Run":
     """Prepares all that the loop works with; refuses what can be refused.
 
     Args:
@@ -107,6 +108,7 @@ def open_run(stack: contextlib.ExitStack, config, folder: pathlib.Path, ledger) 
         folder / run_folder.CHECKPOINTS, config.checkpoint.keep, config.checkpoint.keep_every
     )
     stack.enter_context(contextlib.closing(checkpoints))
+    stack.push(monitor.tell)  # before the closing above waits for processes that have ended
     start = checkpoints.newest() or 0
     check_schedules(folder, config, program, prepared.vocabulary, start)
     ledger.go_on(goodput.read(metrics.read(folder / metrics.FILE), start))

@@ -1,6 +1,9 @@
 """Strict numerics and eight simulated devices for every test."""
 
+import collections
 import concurrent.futures
+import contextlib
+import fcntl
 import os
 import pathlib
 import subprocess
@@ -33,7 +36,23 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")
-def small_corpus(tmp_path_factory) -> pathlib.Path:
+def shared(tmp_path_factory) -> pathlib.Path:
+    """A folder of all the processes that run tests; pytest-xdist gives each one of its own, too."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@contextlib.contextmanager
+def once(folder: pathlib.Path, name: str):
+    """True for the first of those processes that comes here; the others wait until it is done."""
+    with open(folder / f"{name}.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield os.fstat(lock.fileno()).st_size == 0
+        lock.write("done")
+
+
+@pytest.fixture(scope="session")
+def small_corpus(shared) -> pathlib.Path:
     """600 documents in which a word tells much about the next one."""
     words = ["the", "a", "of", "value", "returns", "object", "list", "string", "each", "with"]
     generator = np.random.default_rng(0)
@@ -45,17 +64,19 @@ def small_corpus(tmp_path_factory) -> pathlib.Path:
             word = generator.choice(follows[word])
             text.append(word)
         documents.append(" ".join(text) + ".")
-    path = tmp_path_factory.mktemp("corpus") / "small.txt"
-    path.write_text("\n\n".join(documents))
+    path = shared / "small.txt"
+    with once(shared, "corpus") as first:
+        if first:
+            path.write_text("\n\n".join(documents))
     return path
 
 
 @pytest.fixture(scope="session")
-def small_overrides(small_corpus, tmp_path_factory) -> dict:
+def small_overrides(small_corpus, shared) -> dict:
     """Overrides that make any recipe's model and data as small as a test wants them."""
     return {
         "data.corpus": str(small_corpus),
-        "data.cache": str(tmp_path_factory.mktemp("cache")),
+        "data.cache": str(shared / "cache"),
         "data.validation": 0.1,
         "data.sequence_length": 32,
         "data.workers": 1,
@@ -111,22 +132,23 @@ def run_overrides(small_overrides) -> dict:
 
 
 @pytest.fixture(scope="session")
-def trained(run_overrides, command, tmp_path_factory) -> dict[str, pathlib.Path]:
+def trained(run_overrides, command, shared) -> dict[str, pathlib.Path]:
     """{objective: folder} of runs of 40 steps that nothing disturbed."""
 
     def train(objective):
-        folder = tmp_path_factory.mktemp("trained") / objective
+        folder = shared / "trained" / objective
         recipe, options = f"configs/{objective}.py:tiny", [f"--workdir={folder}"]
         process = command("pretraining.train", recipe, run_overrides, options)
         out, err = process.communicate()
         assert process.returncode == 0, err
         assert "Validation, step 40" in out
-        return folder
 
-    first, *others = objective_names()
-    folders = {first: train(first)}  # prepares the store that the others read
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        return folders | dict(zip(others, pool.map(train, others), strict=True))
+    with once(shared, "trained") as first:
+        if first:
+            train(objective_names()[0])  # prepares the store that the others read
+            with concurrent.futures.ThreadPoolExecutor(2) as pool:
+                collections.deque(pool.map(train, objective_names()[1:]))
+    return {objective: shared / "trained" / objective for objective in objective_names()}
 
 
 @pytest.fixture(scope="module", autouse=True)
