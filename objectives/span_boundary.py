@@ -35,6 +35,7 @@ from objectives import base, masked_lm, masking, selection
 from objectives.base import Description, Objective, Term
 from pretraining.data.row import SPECIAL_POSITIONS, Row
 from pretraining.models.heads import LanguageModelHead, gather_positions
+from pretraining.models.linear import Table
 from pretraining.models.transformer import (
     ACTIVATIONS,
     TransformerConfig,
@@ -254,7 +255,7 @@ class SpanBoundaryHead(LanguageModelHead):
     def setup(self):
         super().setup()
         initializer = nn.initializers.truncated_normal(self.config.init_std)
-        self.position = nn.Embed(self.longest, self.position_width, embedding_init=initializer)
+        self.position = Table(self.longest, self.position_width, embedding_init=initializer)
         self.combine_dense = dense(self.config, self.config.width)
         self.combine_norm = norm(self.config)
 

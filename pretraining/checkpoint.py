@@ -10,10 +10,12 @@ Every method of `Checkpoints` is to be called by all processes; process 0 seals,
 
 import concurrent.futures
 import contextlib
+import functools
 import hashlib
 import json
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -154,7 +156,7 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError) as error:  # TensorStore says ValueError when a disk is full
-            reason = re.sub(r".*: (.*?)( \[os_error_code.*)?", r"\1", str(error).splitlines()[0])
+            reason = re.sub(r".*: (.*?)( \[os_error_code.*)?$", r"\1", str(error).splitlines()[0])
             whole = [str(each) for each in sorted(self._verified)]
             if jax.process_index() == 0:
                 self._remove_unwritten(step)
@@ -185,7 +187,7 @@ class Checkpoints:
                 self._verified.discard(step)
 
     def _newest(self) -> int:
-        step, damage = _newest(self._folder, self._verified)
+        step, damage = _newest(self._folder, self._verified, known_damaged=self._damaged)
         self._damaged |= damage.keys()
         self._verified |= {step} - {-1}
         return step
@@ -251,10 +253,15 @@ def load_parameters(folder, step: int | None = None, ema: bool = False) -> tuple
 def _checkpointer():
     import orbax.checkpoint as ocp
 
-    # What Orbax raises is told in one line by `Checkpoints`; it would also log the stack.
+    # What Orbax raises is told in one line by `Checkpoints`; it would also log the stack, and its
+    # event loop those of the other arrays that met the same fate.
     logging.getLogger("absl").addFilter(
         lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname
     )
+    logging.getLogger("asyncio").addFilter(
+        lambda record: "exception was never retrieved" not in record.getMessage()
+    )
+    _ignore_late_writes()
     # Slicing replicas so that every process writes a part of them pays only where there are several
     # processes: each new shape of slice is compiled, on the training thread.
     arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=jax.process_count() > 1)
@@ -264,6 +271,19 @@ def _checkpointer():
         for name in (*_ITEMS, _REST)
     }
     return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers))
+
+
+@functools.cache
+def _ignore_late_writes() -> None:
+    """Threads of TensorStore that come to an event loop which a failed save has closed already
+    raise where nobody can catch it, and Python prints a stack each."""
+    told = sys.unraisablehook
+
+    def tell(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            told(unraisable)
+
+    sys.unraisablehook = tell
 
 
 def _by_path(state) -> dict[tuple[str, ...], Any]:
@@ -397,12 +417,12 @@ def _steps(folder) -> list[int]:
 
 
 def _newest(
-    folder, verified, item: str = "", at_most: int | None = None
+    folder, verified, item: str = "", at_most: int | None = None, known_damaged=()
 ) -> tuple[int, dict[int, str]]:
     """The newest whole step, or -1, and {step: damage} of those after it, which are logged."""
     damaged, newest = {}, -1
     for step in _steps(folder):
-        if at_most is not None and step > at_most:
+        if step in known_damaged or (at_most is not None and step > at_most):
             continue
         damage = None if step in verified else _damage(folder / str(step), item)
         if damage is None:

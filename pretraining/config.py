@@ -13,6 +13,7 @@ import json
 import math
 import pathlib
 import re
+import traceback
 from typing import Any
 
 import ml_collections
@@ -30,14 +31,16 @@ def load(recipe: str, overrides: dict[str, Any] | None = None) -> ml_collections
         raise UserError(f"--config={recipe}: there is no file {path!r}")
     if not path.endswith(".py"):
         raise UserError(f"--config={recipe}: a recipe is a Python file")
-    spec = importlib.util.spec_from_file_location("_recipe", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"--config={recipe}: {path} has no function get_config")
-    if argument and not inspect.signature(module.get_config).parameters:
-        raise UserError(f"--config={recipe}: {path} comes in one size, without ':{argument}'")
-    config = module.get_config(argument) if argument else module.get_config()
+    try:
+        config = _run_recipe(recipe, path, argument)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever is wrong with it, in one line
+        first, line = str(error).split("\n")[0], traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{line.filename} line {line.lineno}"
+        raise UserError(f"--config={recipe}: {type(error).__name__}: {first} ({where})") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f"--config={recipe}: get_config gives {config!r:.40}, not a ConfigDict")
     config.lock()
     known = flatten(config)
     for key, value in (overrides or {}).items():
@@ -46,6 +49,18 @@ def load(recipe: str, overrides: dict[str, Any] | None = None) -> ml_collections
         config.update_from_flattened_dict({key: value})
     check_keys(config)
     return config
+
+
+def _run_recipe(recipe: str, path: str, argument: str):
+    """What its `get_config` returns."""
+    spec = importlib.util.spec_from_file_location("_recipe", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, "get_config", None)):
+        raise UserError(f"--config={recipe}: {path} has no function get_config")
+    if argument and not inspect.signature(module.get_config).parameters:
+        raise UserError(f"--config={recipe}: {path} comes in one size, without ':{argument}'")
+    return module.get_config(argument) if argument else module.get_config()
 
 
 def flatten(config) -> dict[str, Any]:
@@ -118,6 +133,8 @@ _RANGES = {
     "data.prefetch": _NOT_NEGATIVE,
     "data.threads": _POSITIVE,
     "data.workers": _NOT_NEGATIVE,
+    "model.heads": _POSITIVE,  # by which the width is divided before models check their own
+    "tokenizer.size": ("at most 2**24", lambda value: value <= 2**24),
     "train.batch_size": _POSITIVE,
     "train.accumulation": _POSITIVE,
     "train.ema": _SHARE,

@@ -46,7 +46,10 @@ class Evaluator:
         batches = loader.evaluation_batches(
             stores, self._config, self._config.evaluate.rows, size, self._places
         )
-        parts = [self._terms(params, sharding.put_rows(rows, self._mesh, size)) for rows in batches]
+        with jax.set_mesh(self._mesh):  # of the activations
+            parts = [
+                self._terms(params, sharding.put_rows(rows, self._mesh, size)) for rows in batches
+            ]
         figures = combine(metrics.fetch(parts)) | {"uniform_loss": math.log(self._size)}
         return {prefix + name: value for name, value in figures.items()}
 

@@ -1,6 +1,7 @@
 """FLOPs of a step, counted from its own matrix products, and the peak they are held against."""
 
 import time
+from typing import NamedTuple
 
 import jax
 import jax.extend.core
@@ -10,21 +11,42 @@ import numpy as np
 from pretraining import config as config_lib
 from pretraining.state import corrupt_rows, empty_rows, init_params
 
-# Dense bfloat16 FLOP/s of one device as published by its maker, by a part of its `device_kind`.
-# The first match decides: longer names stand before their prefixes.
-_PEAKS = (
-    ("H200", 989e12),
-    ("H100", 989e12),
-    ("A100", 312e12),
-    ("V100", 125e12),
-    ("TPU v6", 918e12),
-    ("TPU v5p", 459e12),
-    ("TPU v5 lite", 197e12),
-    ("TPU v5e", 197e12),
-    ("TPU v5", 459e12),
-    ("TPU v4", 275e12),
-    ("TPU v3", 123e12),
+
+class Chip(NamedTuple):
+    """One device as its maker describes it.
+
+    Attributes:
+      name: a part of its `device_kind`.
+      peak: dense bfloat16 FLOP/s.
+      memory: bytes of HBM; None where the name comes in several sizes.
+    """
+
+    name: str
+    peak: float
+    memory: float | None
+
+
+# The first match decides: longer names stand before their prefixes. On TPU v2 and v3 a device is a
+# core, half of the chip whose figures are published; on v4 and v5p it is a chip, as jax has it.
+_CHIPS = (
+    Chip("H200", 989e12, 141e9),
+    Chip("H100", 989e12, None),
+    Chip("A100", 312e12, None),
+    Chip("V100", 125e12, None),
+    Chip("TPU v6", 918e12, 32 * 2**30),
+    Chip("TPU v5p", 459e12, 95 * 2**30),
+    Chip("TPU v5 lite", 197e12, 16 * 2**30),
+    Chip("TPU v5e", 197e12, 16 * 2**30),
+    Chip("TPU v5", 459e12, 95 * 2**30),
+    Chip("TPU v4", 275e12, 32 * 2**30),
+    Chip("TPU v3", 61.5e12, 16 * 2**30),
+    Chip("TPU v2", 22.5e12, 8 * 2**30),
 )
+
+
+def chip(device_kind: str) -> Chip | None:
+    """The published figures of a device, or None."""
+    return next((chip for chip in _CHIPS if chip.name in device_kind), None)
 
 
 def step_flops(config, vocabulary) -> float:
@@ -78,9 +100,8 @@ def peak_flops(config) -> float:
     devices = jax.devices()
     if config.log.peak_flops:
         return config.log.peak_flops * len(devices)
-    for name, peak in _PEAKS:
-        if name in devices[0].device_kind:
-            return peak * len(devices)
+    if published := chip(devices[0].device_kind):
+        return published.peak * len(devices)
     # Simulated devices share the one machine.
     alike = jax.process_count() if devices[0].platform == "cpu" else len(devices)
     return _measured_peak() * alike

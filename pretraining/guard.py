@@ -6,7 +6,9 @@ found out inside the step; what is done about it is decided here, one step later
 
 import collections
 import json
+import math
 import pathlib
+import zipfile
 from typing import Any, NamedTuple
 
 import jax
@@ -28,10 +30,10 @@ def check(config) -> None:
     guard = config.guard
     for key, allowed, valid in (
         ("non_finite", " or ".join(POLICIES), guard.non_finite in POLICIES),
-        ("spike", "at least 0", guard.spike >= 0),
+        ("spike", "a number of at least 0", 0 <= guard.spike < math.inf),
         ("spike_memory", "at least 2", guard.spike_memory >= 2),
         ("rewinds", "at least 0", guard.rewinds >= 0),
-        ("silence", "at least 0", guard.silence >= 0),
+        ("silence", "a number of at least 0", 0 <= guard.silence < math.inf),
     ):
         if not valid:
             raise UserError(f"config.guard.{key}={guard[key]!r} is out of range: {allowed}")
@@ -163,14 +165,21 @@ def save_batch(folder: pathlib.Path, batch: Batch) -> None:
 
 
 def load_batch(folder: pathlib.Path, step: int) -> Batch | None:
-    """What `save_batch` wrote, with the rows of all processes, [B]; None = nothing."""
+    """What `save_batch` wrote, with the rows of all processes, [B]; None = nothing.
+
+    Raises:
+      UserError: a file is damaged.
+    """
     path = folder / OFFENDING / f"{step}.json"
     if not path.exists():
         return None
     parts = []
     for file in (folder / OFFENDING).glob(f"{step}-*.npz"):
-        with np.load(file, allow_pickle=False) as stored:
-            parts.append(dict(stored))
+        try:
+            with np.load(file, allow_pickle=False) as stored:
+                parts.append(dict(stored))
+        except (ValueError, zipfile.BadZipFile) as error:
+            raise UserError(f"{file} is damaged: {error}") from None
     fields = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     places = np.stack([fields["index"], fields["copy"]])
     _, first = np.unique(places, axis=1, return_index=True)  # processes may share rows

@@ -49,7 +49,7 @@ def read(path: pathlib.Path) -> list[dict]:
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
     """Replaces a file as a whole: after a crash either the old text is there or the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.new")  # one name: what a crash leaves is overwritten
     with open(temporary, "w") as file:
         file.write(text)
         file.flush()

@@ -62,8 +62,19 @@ def build(config, vocabulary, devices=None) -> Program:
     )
 
 
-def check(config) -> None:
-    """Refuses what can be refused before a corpus is prepared, which may take hours."""
+def rehearse(config, devices=None) -> tuple[Any, tokenizer.Vocabulary, Program]:
+    """The resolved config, a vocabulary and the program, all without a corpus.
+
+    So that what can be refused is refused before a corpus is prepared, which may take hours. The
+    vocabulary is that of `config.tokenizer.model`, or a stand-in of `config.tokenizer.size`; no
+    phase is in epochs.
+
+    Args:
+      devices: see `sharding.make_mesh`.
+
+    Raises:
+      UserError: a value that is out of range, or a contradiction.
+    """
     config_lib.validate(config)
     guard.check(config)
     metrics.check(config)
@@ -72,7 +83,8 @@ def check(config) -> None:
         vocabulary = tokenizer.load_model(config.tokenizer.model)
     else:
         vocabulary = tokenizer.stand_in(config.tokenizer.size)
-    build(config_lib.without_epochs(config), vocabulary)
+    config = config_lib.without_epochs(config)
+    return config, vocabulary, build(config, vocabulary, devices)
 
 
 def for_these_devices(config):
@@ -92,11 +104,12 @@ def rows_per_epoch(prepared, config) -> int:
 
 
 def compile_update(program: Program, config):
-    """The same, compiled."""
+    """The same, compiled; the mesh is that of the activations too."""
     rows = jax.eval_shape(lambda: state.empty_rows(config, config.train.batch_size))
     where = NamedSharding(program.mesh, sharding.ROWS)
     rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), rows)
-    return jit_update(program, config).lower(program.state, rows).compile()
+    with jax.set_mesh(program.mesh):
+        return jit_update(program, config).lower(program.state, rows).compile()
 
 
 def jit_update(program: Program, config):

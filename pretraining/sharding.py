@@ -7,21 +7,22 @@ are computed, never which.
 
 import functools
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pretraining.errors import UserError
+from pretraining.models import partition as activations
 
-AXES = ("data", "fsdp", "tensor")
-ROWS = PartitionSpec(("data", "fsdp"))  # the leading axis of a batch
+AXES = (*activations.ROWS, activations.TENSOR)
+ROWS = PartitionSpec(activations.ROWS)  # the leading axis of a batch
 
-# Which dimension of a parameter is shared out over `tensor`. The first pattern found in the
-# "/"-joined path decides; a parameter without one is not split over `tensor`. Optimizer state
-# follows its parameter, whose path its own path contains.
-_TENSOR_DIMENSIONS = (
+# Which dimension of a parameter is shared out over `tensor`, by the pattern found in its "/"-joined
+# path: of these at most one. What remains, and a parameter without a pattern, is shared out over
+# `fsdp` by GENERAL. Optimizer state follows its parameter, whose path its own path contains.
+NAMED = (
     (r"attention/(query|key|value|position)/kernel$", 1),  # [D, H, d]: heads
     (r"attention/(query|key|value)/bias$", 0),  # [H, d]
     (r"attention/(content|position|segment)_bias$", 0),  # [H, d]
@@ -32,6 +33,7 @@ _TENSOR_DIMENSIONS = (
     (r"mlp/down/kernel$", 0),  # [F, D]
     (r"(token|output)/embedding$", 0),  # [V, E]: vocabulary
 )
+GENERAL = "largest divisible dimension"
 
 
 def make_mesh(config, devices=None) -> Mesh:
@@ -41,7 +43,8 @@ def make_mesh(config, devices=None) -> Mesh:
       devices: those of a topology that is not attached; None = all that are here, on all hosts.
 
     Raises:
-      UserError: the sizes don't multiply to the number of devices.
+      UserError: the sizes don't multiply to the number of devices, or the devices are wired as a
+        torus that cannot be cut like that.
     """
     sizes = [config.mesh[axis] for axis in AXES]
     written = ", ".join(f"config.mesh.{a}={s}" for a, s in zip(AXES, sizes, strict=True))
@@ -53,7 +56,13 @@ def make_mesh(config, devices=None) -> Mesh:
     if int(np.prod(sizes)) != len(devices):
         raise UserError(f"{written} don't multiply to the number of devices, {len(devices)}")
     auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(sizes, AXES, axis_types=auto, devices=devices)
+    try:
+        return jax.make_mesh(sizes, AXES, axis_types=auto, devices=devices)
+    except NotImplementedError:
+        raise UserError(
+            f"{written}: each must be a product of whole sides of the torus of the {len(devices)} "
+            "devices"
+        ) from None
 
 
 def check_batch(config, mesh: Mesh) -> None:
@@ -76,6 +85,48 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     """A NamedSharding for every leaf (array or ShapeDtypeStruct) of parameters or a state."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, partition(path_name(path), leaf.shape, mesh)), tree
+    )
+
+
+class Placement(NamedTuple):
+    """Where one leaf lives.
+
+    Attributes:
+      name: its "/"-joined path.
+      shape: of the whole.
+      partition: of its dimensions.
+      rule: what decided; see `rule`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    partition: PartitionSpec
+    rule: str
+
+
+def table(tree: Any, mesh: Mesh) -> list[Placement]:
+    """The placement of every leaf (array or ShapeDtypeStruct) of parameters or a state."""
+    rows = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = path_name(path)
+        where = partition(name, leaf.shape, mesh)
+        rows.append(Placement(name, leaf.shape, where, rule(name, leaf.shape)))
+    return rows
+
+
+def rule(name: str, shape: tuple[int, ...]) -> str:
+    """What decides where a leaf lives: a pattern of NAMED (then GENERAL for the rest), or GENERAL.
+
+    An optimizer may keep factored or scalar statistics under the path of a parameter: a pattern
+    whose dimension the leaf lacks does not count.
+    """
+    return next(
+        (
+            pattern
+            for pattern, dimension in NAMED
+            if re.search(pattern, name) and dimension < len(shape)
+        ),
+        GENERAL,
     )
 
 
@@ -109,11 +160,7 @@ def partition(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 
 
 def _tensor_dimension(name: str, shape: tuple[int, ...]) -> int | None:
-    for pattern, dimension in _TENSOR_DIMENSIONS:
-        # An optimizer may keep factored or scalar statistics under the path of a parameter.
-        if re.search(pattern, name) and dimension < len(shape):
-            return dimension
-    return None
+    return dict(NAMED).get(rule(name, shape))
 
 
 @functools.lru_cache

@@ -2,10 +2,10 @@
 
     python -m pretraining.train --config=configs/masked_lm.py:tiny --workdir=runs/mlm
 
-Running the same line again resumes, after a crash too, and gives the same run bit for bit. The exit
-status is 0 at the end; 143 and 130 after SIGTERM and SIGINT, which save at the current step; 75 when
-another process was lost; 2 for a mistake or a full disk, told in one line. After all but the first
-and the last, run the same line again. Several hosts: experiments/launch/README.md.
+Running the same line again resumes, after a crash too, and gives the same run bit for bit. Exit
+status: 0 at the end; 143 and 130 after SIGTERM and SIGINT, which save at the current step, and 75
+where another process was lost: run the same line again; 2 for a mistake or a full disk, told in one
+line. Several hosts: experiments/launch/README.md.
 """
 
 import contextlib
@@ -94,7 +94,7 @@ def open_run(stack: contextlib.ExitStack, config, folder: pathlib.Path, ledger, 
     # --------------------------------------------------------------------------- data and program
     config = init_from.adopt(config, folder)
     readable = init_from.with_own_tokenizer(config, folder)
-    program_lib.check(readable)
+    program_lib.rehearse(readable)
     ledger.enter("prepare")
     prepared = prepare.prepare(readable)
     ledger.enter("start")
@@ -115,7 +115,6 @@ def open_run(stack: contextlib.ExitStack, config, folder: pathlib.Path, ledger, 
     run_folder.record(folder, config, prepared.vocabulary, prepared.fingerprint, start)
 
     # ------------------------------------------------------------------------------------ compile
-    stack.enter_context(jax.set_mesh(program.mesh))  # kernels that partition themselves ask it
     ledger.enter("compile")
     finished = start == config.train.steps
     update = None if finished else program_lib.compile_update(program, config)

@@ -24,10 +24,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
-import numpy as np
 import pytest
 
 from pretraining.config import objective_names
+from tests.faults import bench
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -54,45 +54,17 @@ def once(folder: pathlib.Path, name: str):
 @pytest.fixture(scope="session")
 def small_corpus(shared) -> pathlib.Path:
     """600 documents in which a word tells much about the next one."""
-    words = ["the", "a", "of", "value", "returns", "object", "list", "string", "each", "with"]
-    generator = np.random.default_rng(0)
-    follows = {word: generator.choice(words, 3, replace=False) for word in words}
-    documents = []
-    for number in range(600):
-        text, word = [f"Document {number}."], "the"
-        for _ in range(int(generator.integers(20, 80))):
-            word = generator.choice(follows[word])
-            text.append(word)
-        documents.append(" ".join(text) + ".")
     path = shared / "small.txt"
     with once(shared, "corpus") as first:
         if first:
-            path.write_text("\n\n".join(documents))
+            bench.write_corpus(path)
     return path
 
 
 @pytest.fixture(scope="session")
 def small_overrides(small_corpus, shared) -> dict:
     """Overrides that make any recipe's model and data as small as a test wants them."""
-    return {
-        "data.corpus": str(small_corpus),
-        "data.cache": str(shared / "cache"),
-        "data.validation": 0.1,
-        "data.sequence_length": 32,
-        "data.workers": 1,
-        "tokenizer.size": 300,
-        "tokenizer.byte_fallback": True,
-        "model.layers": 2,
-        "model.width": 32,
-        "model.heads": 2,
-        "model.mlp_width": 64,
-        "train.batch_size": 16,
-        "train.steps": 40,
-        "evaluate.rows": 16,
-        "evaluate.batch_size": 8,
-        "log.tensorboard": False,
-        "log.peak_flops": 1e12,
-    }
+    return bench.SMALL | {"data.corpus": str(small_corpus), "data.cache": str(shared / "cache")}
 
 
 @pytest.fixture(scope="session")
@@ -119,16 +91,7 @@ def command():
 @pytest.fixture(scope="session")
 def run_overrides(small_overrides) -> dict:
     """The small run with everything on that a resumed run could get wrong."""
-    return small_overrides | {
-        "model.dropout": 0.1,
-        "model.attention_dropout": 0.1,
-        "train.accumulation": 2,
-        "train.ema": 0.9,
-        "checkpoint.every": 7,
-        "checkpoint.keep_every": 14,
-        "evaluate.every": 10,
-        "log.every": 1,
-    }
+    return bench.OVERRIDES | small_overrides
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import time
 from pretraining import metrics
 
 ROOT = pathlib.Path(__file__).parent.parent
-TIMEOUT = 240  # seconds in which whatever does not hang is done
+TIMEOUT = 600  # seconds in which whatever does not hang is done
 RECIPE = "configs/masked_lm.py:tiny"
 MESH = ("mesh.data", "mesh.fsdp", "mesh.tensor")
 

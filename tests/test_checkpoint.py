@@ -239,7 +239,7 @@ def test_what_fails_in_the_background_is_raised(open_checkpoints, monkeypatch):
     checkpoints = open_checkpoints()
     monkeypatch.setattr(checkpoint, "_write_manifest", fail)
     checkpoints.save(10, put(host_state(10), mesh(1, 1)))
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(UserError, match="checkpoints/10 cannot be written: no space left .*none"):
         checkpoints.wait()
     assert checkpoints.newest() is None
 

@@ -41,7 +41,21 @@ def test_a_branch_counts_as_its_largest():
 
 
 @pytest.mark.parametrize(
-    "kind, peak", [("NVIDIA H200", 989e12), ("TPU v5 lite", 197e12), ("TPU v5p", 459e12)]
+    "kind, peak, gib",
+    [
+        ("TPU v2", 22.5e12, 8),  # of a core, half a chip
+        ("TPU v3", 61.5e12, 16),
+        ("TPU v4", 275e12, 32),
+        ("TPU v5 lite", 197e12, 16),
+        ("TPU v5", 459e12, 95),
+        ("TPU v5p", 459e12, 95),
+        ("TPU v6 lite", 918e12, 32),
+    ],
 )
-def test_published_peaks_are_found_by_device_kind(kind, peak):
-    assert next(value for name, value in flops._PEAKS if name in kind) == peak
+def test_published_figures_are_found_by_device_kind(kind, peak, gib):
+    assert flops.chip(kind)[1:] == (peak, gib * 2**30)
+
+
+def test_unknown_devices_have_no_published_figures():
+    assert flops.chip("cpu") is None
+    assert flops.chip("NVIDIA H200").peak == 989e12

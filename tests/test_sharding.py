@@ -1,5 +1,8 @@
 """Every parameter is covered by one rule; meshes and batches that cannot work are refused."""
 
+import itertools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,10 @@ import pytest
 from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
-from pretraining import sharding
+from pretraining import config as config_lib
+from pretraining import program, sharding
+from pretraining.config import objective_names
+from pretraining.data import tokenizer
 from pretraining.errors import UserError
 
 
@@ -75,6 +81,41 @@ def test_impossible_meshes_are_refused(sizes):
 )
 def test_partition(name, shape, expected):
     assert sharding.partition(name, shape, mesh_of(2, 2, 2)) == expected
+
+
+def recipe_leaves(recipe):
+    """(path, shape) of every leaf of the state of a recipe."""
+    config = config_lib.resolve_durations(config_lib.load(recipe), rows_per_epoch=100_000)
+    return program.build(config, tokenizer.stand_in(config.tokenizer.size)).state
+
+
+def test_one_rule_covers_each_parameter_of_every_recipe_and_none_is_dead():
+    mesh, found = mesh_of(2, 2, 2), set()
+    for objective, size in itertools.product(objective_names(), ("tiny", "small", "base", "large")):
+        tree = recipe_leaves(f"configs/{objective}.py:{size}")
+        rows = sharding.table(tree, mesh)
+        assert [row.name for row in rows] == [sharding.path_name(p) for p, _ in leaves(tree)]
+        for row, (_, leaf) in zip(rows, leaves(tree), strict=True):
+            patterns = [p for p, _ in sharding.NAMED if re.search(p, row.name)]
+            assert len(patterns) <= 1, row
+            assert row.rule == (patterns or [sharding.GENERAL])[0], row
+            assert row.shape == leaf.shape
+            assert len(row.partition) == leaf.ndim
+            # Nothing as large as a matrix is left whole.
+            if patterns or leaf.ndim > 1:
+                assert any(row.partition), row
+            found.add(row.rule)
+    assert found >= {p for p, _ in sharding.NAMED}
+
+
+def leaves(tree):
+    return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def test_statistics_that_lack_the_dimension_follow_the_general_rule():
+    name = "v/encoder/layer_0/mlp/up/kernel"
+    assert sharding.rule(name, (64,)) == sharding.GENERAL
+    assert sharding.partition(name, (64,), mesh_of(2, 2, 2)) == PartitionSpec("fsdp")
 
 
 def test_heads_that_tensor_does_not_divide_are_refused():

@@ -127,7 +127,7 @@ def read(found: Found, network: Any, params: dict[str, Any]) -> tuple[dict[str, 
     }
     entries = [entry for entry in entries if _part(entry) not in fresh]
     notes = [f"no {part}: it starts anew" for part in sorted(fresh)]
-    notes += _check_names(found, tensors, {entry.theirs for entry in entries}, config)
+    notes += _check_tensors(found, tensors, entries, config)
     lacking = {path for entry in entries for path in entry.ours} - params.keys()
     values = weights.to_params(entries, tensors, config, lacking)
     if homeless := sorted(values.keys() & lacking):
@@ -154,18 +154,22 @@ def _canonical(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndar
 _BUFFERS = re.compile(r"position_ids$|token_type_ids$|\.attn\.(masked_)?bias$")
 
 
-def _check_names(found, tensors, wanted, config) -> list[str]:
-    """Refuses missing and unknown tensors; what is left out is said."""
+def _check_tensors(found, tensors, entries, config) -> list[str]:
+    """Refuses tensors that are missing, unknown or of another shape; what is left out is said."""
     architecture = architectures.ARCHITECTURES[found.name]
-    if missing := sorted(wanted - tensors.keys()):
-        raise UserError(f"{found.path} lacks the tensors {_shorten(missing)}")
+    wanted = {entry.theirs for entry in entries}
+    missing = sorted(wanted - tensors.keys())
+    wrong = [f"it lacks the tensors {', '.join(missing)}"] if missing else []
+    wrong += weights.misfits(entries, tensors, config)
     untied = architecture.weights(dataclasses.replace(config, tie_head=False))
     copies = {entry.theirs for entry in untied}  # tied tensors that were saved twice
     left = sorted(n for n in tensors.keys() - wanted - copies if not _BUFFERS.search(n))
     pooler = f"{architecture.prefix}.pooler."
     inside = [n for n in left if n.startswith(f"{architecture.prefix}.") and pooler not in n]
     if inside:
-        raise UserError(f"{found.path} holds tensors without a place here: {_shorten(inside)}")
+        wrong.append(f"it holds tensors without a place here: {', '.join(inside)}")
+    if wrong:
+        raise UserError(f"{found.path} does not fit: {'; '.join(wrong)}")
     return [f"left out: {_shorten(left)}"] if left else []
 
 

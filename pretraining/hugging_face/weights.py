@@ -62,18 +62,29 @@ def to_params(
     Raises:
       UserError: a tensor has another shape than the sizes say.
     """
-    sizes, params, lacking = _sizes(config), {}, set(lacking)
+    sizes, params, lacking, weights = _sizes(config), {}, set(lacking), list(weights)
+    if wrong := misfits(weights, tensors, config):
+        raise UserError("; ".join(wrong))
     for weight in weights:
         source, target = weight.axes.split(" -> ")
-        tensor, expected = tensors[weight.theirs], _shape(target, sizes)
-        expected = (*expected[:-1], expected[-1] * len(weight.ours))
-        if tensor.shape != expected:
-            raise UserError(f"the tensor {weight.theirs!r} is {tensor.shape} instead of {expected}")
-        parts = np.split(tensor, len(weight.ours), axis=-1)
+        parts = np.split(tensors[weight.theirs], len(weight.ours), axis=-1)
         for path, part in zip(weight.ours, parts, strict=True):
             if not (path in lacking and may_lack(path) and not part.any()):
                 params[path] = _turn(part, target, source, sizes)
     return params
+
+
+def misfits(
+    weights: Iterable[Weight], tensors: dict[str, np.ndarray], config: TransformerConfig
+) -> list[str]:
+    """Of each tensor that is there in another shape than the sizes say: what it is instead of."""
+    sizes, wrong = _sizes(config), []
+    for weight in weights:
+        *first, last = _shape(weight.axes.split(" -> ")[1], sizes)
+        expected, tensor = (*first, last * len(weight.ours)), tensors.get(weight.theirs)
+        if tensor is not None and tensor.shape != expected:
+            wrong.append(f"the tensor {weight.theirs!r} is {tensor.shape} instead of {expected}")
+    return wrong
 
 
 def may_lack(path: str) -> bool:

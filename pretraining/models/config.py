@@ -14,7 +14,7 @@ _CHOICES = {
     "dtype": ("float32", "bfloat16"),
     "attention": KERNELS,
     "execution": ("unrolled", "scanned"),
-    "remat": ("none", "dots", "full"),
+    "remat": ("none", "outputs", "dots", "full"),
 }
 
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from pretraining.errors import UserError
 from pretraining.models.config import TransformerConfig
+from pretraining.models.linear import product
+from pretraining.models.partition import ROWS, TENSOR, constrain
 from pretraining.models.transformer import ACTIVATIONS, dense, embed, norm, normalize
 
 
@@ -56,17 +58,13 @@ class LanguageModelHead(nn.Module):
             hidden = ACTIVATIONS[config.activation](self.transform(hidden))
             hidden = normalize(self.norm, hidden)
         table = embedding if config.tie_head else self.output.embedding
-        logits = jnp.einsum(
-            "...e,ve->...v",
-            hidden.astype(config.dtype),
-            table.astype(config.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        hidden = hidden.astype(config.dtype)
+        logits = product(hidden, table, ((hidden.ndim - 1,), (1,)), jnp.float32)
         if config.head_bias:
             logits = logits + jnp.expand_dims(self.bias, range(logits.ndim - 1))
-        return logits
+        return constrain(logits, ROWS, *[None] * (logits.ndim - 2), TENSOR)
 
 
 def gather_positions(hidden: jax.Array, positions: jax.Array) -> jax.Array:
     """The hidden states [B, L, D] at positions [B, K] of their row: [B, K, D]."""
-    return jax.vmap(lambda row, at: row[at])(hidden, positions)
+    return constrain(jax.vmap(lambda row, at: row[at])(hidden, positions), ROWS)

@@ -12,10 +12,13 @@ import operator
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from pretraining.errors import UserError
 from pretraining.models.attention import Attention, attend, dropout, rotary
 from pretraining.models.config import TransformerConfig
+from pretraining.models.linear import Dense, Table
+from pretraining.models.partition import ROWS, TENSOR, constrain
 
 ACTIVATIONS = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -23,6 +26,7 @@ ACTIVATIONS = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }
+_OUTPUT = "output"  # of a sub-layer, as `config.model.remat` knows it
 
 
 class Transformer(nn.Module):
@@ -124,11 +128,19 @@ def run_blocks(blocks, hidden, attention, key=None, all_layers: bool = False) ->
 
 
 def _rematerialized(config, step):
-    """ "dots" keeps the products with weights; those of attention, L x L, are computed again."""
+    """The step, of which the backward pass is given what `config.remat` says, and its arguments.
+
+    "outputs" keeps those of attention and feed-forward; "dots" the products with weights, while
+    those of attention, L x L, are computed again.
+    """
     if config.remat == "none":
         return step
-    dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    policy = dots if config.remat == "dots" else None
+    policies = jax.checkpoint_policies
+    policy = {
+        "outputs": policies.save_only_these_names(_OUTPUT),
+        "dots": policies.dots_with_no_batch_dims_saveable,
+        "full": policies.nothing_saveable,
+    }[config.remat]
     return jax.checkpoint(step, policy=policy, prevent_cse=config.execution == "unrolled")
 
 
@@ -188,7 +200,7 @@ class Embeddings(nn.Module):
             raise UserError("config.model.segments=0, but the objective gives segment types")
         if config.embedding_norm:
             total = self.norm(total)
-        return dropout(total.astype(config.dtype), config.dropout, key)
+        return constrain(dropout(total.astype(config.dtype), config.dropout, key), ROWS)
 
     def table(self) -> jax.Array:
         """[V, E] float32, the token embeddings, which a tied head reads."""
@@ -232,10 +244,11 @@ class Block(nn.Module):
         return SelfAttention(self.config)
 
     def _residual(self, layer, norm, hidden, key):
-        rate = self.config.dropout
-        if self.config.norm_order == "pre":
-            return hidden + dropout(layer(normalize(norm, hidden)), rate, key)
-        return normalize(norm, hidden + dropout(layer(hidden), rate, key))
+        pre = self.config.norm_order == "pre"
+        update = constrain(layer(normalize(norm, hidden) if pre else hidden), ROWS)
+        update = dropout(checkpoint_name(update, _OUTPUT), self.config.dropout, key)
+        total = hidden + update
+        return total if pre else normalize(norm, total)
 
 
 class SelfAttention(nn.Module):
@@ -255,10 +268,9 @@ class SelfAttention(nn.Module):
     ) -> jax.Array:
         """[B, L, D] -> [B, L, D]; `key` drops attention probabilities."""
         turn = rotary if self.config.position == "rotary" else lambda x: x
+        projected = turn(self.query(hidden)), turn(self.key(hidden)), self.value(hidden)
         out = attend(
-            turn(self.query(hidden)),
-            turn(self.key(hidden)),
-            self.value(hidden),
+            *(constrain(x, ROWS, None, TENSOR) for x in projected),
             attention,
             kernel=self.config.attention,
             dropout_rate=self.config.attention_dropout,
@@ -282,8 +294,10 @@ class MLP(nn.Module):
         """[B, L, D] -> [B, L, D]."""
         activation = ACTIVATIONS[self.config.activation]
         if self.config.gated:
-            return self.down(activation(self.gate(hidden)) * self.up(hidden))
-        return self.down(activation(self.up(hidden)))
+            inner = activation(self.gate(hidden)) * self.up(hidden)
+        else:
+            inner = activation(self.up(hidden))
+        return self.down(constrain(inner, ROWS, None, TENSOR))
 
 
 def dense(
@@ -299,7 +313,7 @@ def dense(
     The normal is cut at 2 sd and not widened to make up for it, as in BERT's code
     (bert/modeling.py, create_initializer): the sd of the weights is .88 of `init_std`.
     """
-    return nn.DenseGeneral(
+    return Dense(
         features,
         axis=axis,
         use_bias=config.bias,
@@ -311,9 +325,7 @@ def dense(
 def embed(config: TransformerConfig, rows: int, init_std: float | None = None) -> nn.Module:
     """A table [rows, E], initialized as in `dense`; read in float32."""
     std = config.init_std if init_std is None else init_std
-    return nn.Embed(
-        rows, config.embedding_width, embedding_init=nn.initializers.truncated_normal(std)
-    )
+    return Table(rows, config.embedding_width, embedding_init=nn.initializers.truncated_normal(std))
 
 
 def norm(config: TransformerConfig) -> nn.Module:

@@ -218,7 +218,8 @@ class RelativeAttention(nn.Module):
         if relations.backward is None:
             return distances
         backward = relations.backward[:, None, None, None]
-        return jnp.where(backward, distances[None, :, ::-1], distances[None])
+        exact = distances.astype(jnp.float32)  # so that their gradients are summed over rows
+        return jnp.where(backward, exact[None, :, ::-1], exact[None]).astype(distances.dtype)
 
     def _attend(self, stream, keys, values, distances, relations, positions, key):
         """One stream; positions None = the content stream, which is everywhere."""
@@ -236,7 +237,9 @@ class RelativeAttention(nn.Module):
 
     def _score(self, query, bias, keys):
         """[B, H, L or K, M] float32 of queries [B, H, L or K, d] and keys [(B,) H, M, d]."""
-        query = (query + bias.astype(query.dtype)[None, :, None]) * query.shape[-1] ** -0.5
+        # In float32, in which the gradient of the bias is summed then.
+        exact = (query.astype(jnp.float32) + bias[None, :, None]) * query.shape[-1] ** -0.5
+        query = exact.astype(query.dtype)
         form = "bhld,bhmd->bhlm" if keys.ndim == 4 else "bhld,hmd->bhlm"
         return jnp.einsum(form, query, keys, preferred_element_type=jnp.float32)
 

@@ -65,7 +65,7 @@ def test_one_layout_of_parameters_whatever_the_execution(make_config):
     trees = [
         shapes(make_config(execution=execution, remat=remat))
         for execution in ("unrolled", "scanned")
-        for remat in ("none", "dots", "full")
+        for remat in ("none", "outputs", "dots", "full")
     ]
     assert all(tree == trees[0] for tree in trees)
     names = {

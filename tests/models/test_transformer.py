@@ -17,8 +17,10 @@ from pretraining.models.transformer import ACTIVATIONS, Transformer, norm, norma
 
 EXECUTIONS = {
     "scanned": dict(execution="scanned"),
+    "outputs": dict(remat="outputs"),
     "dots": dict(remat="dots"),
     "full": dict(remat="full"),
+    "scanned, outputs": dict(execution="scanned", remat="outputs"),
     "scanned, dots": dict(execution="scanned", remat="dots"),
     "scanned, full": dict(execution="scanned", remat="full"),
 }
@@ -101,6 +103,7 @@ def test_rematerialization_repeats_the_products_it_says(create, tokens, make_con
     assert products("none") == 3 * 8
     assert products("full") == 3 * 8 + 7  # the output of `down` need not be known again
     assert products("dots") == 3 * 8 + 2  # scores and values
+    assert products("outputs") == 3 * 8 + 6  # nor that of `out`
 
 
 def test_every_place_of_every_layer_has_its_own_dropout_key(
