@@ -210,8 +210,9 @@ def guard():
         spike_memory=200,  # updates that the average remembers
         # times that a spike takes the run back to the last checkpoint, to go on with other rows
         rewinds=0,
-        # seconds after which a process without a sign of life, or one that stays behind, is
-        # reported by the others, which then end; 0 = never
+        # seconds after which a process without a sign of life, or one that stands still while
+        # making steps (elsewhere: ten times as long), is reported by the others, which then end;
+        # longer than any step and any stall of the file system; 0 = never
         silence=300.0,
     )
 

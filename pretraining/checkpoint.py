@@ -11,23 +11,22 @@ Every method of `Checkpoints` is to be called by all processes; process 0 seals,
 import concurrent.futures
 import contextlib
 import functools
-import hashlib
-import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from flax import traverse_util
 
+from pretraining import manifest, processes
 from pretraining.errors import UserError
+from pretraining.manifest import MANIFEST
 
 _log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 _ITEMS = ("params", "ema", "optimizer")  # fields of the state that are stored apart
 _REST = "rest"
 
@@ -60,8 +59,10 @@ class Checkpoints:
         self._verified: set[int] = set()  # known to agree with their manifests
         self._damaged: set[int] = set()  # known not to; moved out of the way by the next save
 
-    def save(self, step: int, state) -> None:
+    def save(self, step: int, state, notes: dict[str, Any] | None = None) -> None:
         """Starts to write `state`, a dataclass of arrays, as the checkpoint of `step`.
+
+        `notes`, of JSON, are what `self.notes` reads again.
 
         Returns when the arrays are copied off the device, so that they may be donated; writing,
         hashing and the deletion of old checkpoints go on in the background. Waits for the save
@@ -71,18 +72,18 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self.wait()
-        if _agree(lambda: self._is_verified(step)):
+        if processes.agree(lambda: self._is_verified(step)):
             return
-        if jax.process_index() == 0:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._set_aside(self._damaged | {step})
-        self._damaged = set()
         arrays = _by_path(state)
         items = {name: ocp.args.PyTreeSave(tree) for name, tree in _items(arrays).items()}
         with self._failures(step):
+            if jax.process_index() == 0:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._set_aside(self._damaged | {step})
+            self._damaged = set()
             self._orbax.save(self._folder / str(step), args=ocp.args.Composite(**items))
         shapes = {"/".join(path): _shape(leaf) for path, leaf in arrays.items()}
-        self._sealing = self._thread.submit(self._seal, step, shapes)
+        self._sealing = self._thread.submit(self._seal, step, shapes, notes or {})
 
     def newest(self) -> int | None:
         """The newest step whose checkpoint is whole; None if there is none.
@@ -91,8 +92,12 @@ class Checkpoints:
         `save` renames them to `<step>.damaged`.
         """
         self.wait()
-        step = _agree(self._newest)
+        step = processes.agree(self._newest)
         return None if step < 0 else step
+
+    def notes(self, step: int) -> dict[str, Any]:
+        """What `save` was given beside the state, of a checkpoint that is whole."""
+        return manifest.read(self._folder / str(step))["notes"]
 
     def restore(self, step: int, abstract_state):
         """The state of `step`, bit for bit.
@@ -107,7 +112,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self.wait()
-        if not _agree(lambda: self._is_verified(step)):
+        if not processes.agree(lambda: self._is_verified(step)):
             raise UserError(_refusal(self._folder, step))
         wanted = _by_path(abstract_state)
         _check_shapes(self._folder / str(step), wanted)
@@ -142,13 +147,17 @@ class Checkpoints:
             self._thread.shutdown()
             self._orbax.close()
 
-    def _seal(self, step: int, shapes: dict[str, str]) -> None:
+    def _seal(self, step: int, shapes: dict[str, str], notes: dict[str, Any]) -> None:
         with self._failures(step):
             self._orbax.wait_until_finished()  # returns on every process after all have written
-            if jax.process_index() == 0:
-                _write_manifest(self._folder / str(step), shapes)
-                self._verified.add(step)
-                self._retire()
+            if jax.process_index() > 0:
+                return
+            manifest.write(self._folder / str(step), shapes, notes)
+            self._verified.add(step)
+        try:
+            self._retire()
+        except OSError as error:  # e.g. of a network file system, while somebody reads in there
+            _log.warning("an old checkpoint in %s cannot be deleted: %s", self._folder, error)
 
     @contextlib.contextmanager
     def _failures(self, step: int) -> Iterator[None]:
@@ -156,8 +165,9 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError) as error:  # TensorStore says ValueError when a disk is full
-            reason = re.sub(r".*: (.*?)( \[os_error_code.*)?$", r"\1", str(error).splitlines()[0])
-            whole = [str(each) for each in sorted(self._verified)]
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = re.sub(r".*: (.*?)( \[os_error_code.*)?$", r"\1", first)
+            whole = map(str, sorted(set(_sealed(self._folder)) - self._damaged))
             if jax.process_index() == 0:
                 self._remove_unwritten(step)
             raise UserError(
@@ -172,10 +182,7 @@ class Checkpoints:
 
     def _retire(self) -> None:
         """Deletes what Orbax left half written, and what is older than the newest `keep`."""
-        entries = _entries(self._folder)
-        sealed = sorted(
-            step for path, step in entries if path.name == str(step) and (path / MANIFEST).exists()
-        )
+        entries, sealed = _entries(self._folder), _sealed(self._folder)
         oldest = sealed[-self._keep :][0]
         for path, step in entries:
             forever = self._keep_every and step % self._keep_every == 0 and step in sealed
@@ -193,7 +200,7 @@ class Checkpoints:
         return step
 
     def _is_verified(self, step: int) -> bool:
-        if step not in self._verified and _damage(self._folder / str(step)) is None:
+        if step not in self._verified and manifest.damage(self._folder / str(step)) is None:
             self._verified.add(step)
         return step in self._verified
 
@@ -236,9 +243,9 @@ def load_parameters(folder, step: int | None = None, ema: bool = False) -> tuple
         step, _ = _newest(folder, (), item)
         if step < 0:
             raise UserError(f"{folder} holds no whole checkpoint")
-    elif _damage(folder / str(step), item) is not None:
+    elif manifest.damage(folder / str(step), item) is not None:
         raise UserError(_refusal(folder, step, item))
-    paths = [tuple(name.split("/")) for name in _read_manifest(folder / str(step))["arrays"]]
+    paths = [tuple(name.split("/")) for name in manifest.read(folder / str(step))["arrays"]]
     tree = _items(dict.fromkeys(paths, ocp.RestoreArgs(restore_type=np.ndarray))).get(item)
     if tree is None:
         raise UserError(f"checkpoint {folder / str(step)} holds no {item}")
@@ -312,7 +319,7 @@ def _shape(leaf) -> str:
 
 
 def _check_shapes(folder, wanted) -> None:
-    saved = _read_manifest(folder)["arrays"]
+    saved = manifest.read(folder)["arrays"]
     shapes = {"/".join(path): _shape(leaf) for path, leaf in wanted.items()}
     different = [
         f"  {name}: saved {saved.get(name, 'nothing')}, wanted {shapes.get(name, 'nothing')}"
@@ -321,79 +328,6 @@ def _check_shapes(folder, wanted) -> None:
     ]
     if different:
         raise UserError(f"checkpoint {folder} is of another model:\n" + "\n".join(different))
-
-
-def _agree(decide: Callable[[], int]) -> int:
-    """What process 0 decides, on every process."""
-    if jax.process_count() == 1:
-        return int(decide())
-    from jax.experimental import multihost_utils
-
-    own = int(decide()) if jax.process_index() == 0 else 0
-    return int(multihost_utils.broadcast_one_to_all(np.int32(own)))
-
-
-# --------------------------------------------------------------------------------------- manifest
-
-
-def _write_manifest(folder, shapes: dict[str, str]) -> None:
-    files = {
-        str(path.relative_to(folder)): {"size": path.stat().length, "sha256": _sha256(path)}
-        for path in _files(folder)
-    }
-    content = {"arrays": shapes, "files": files}
-    temporary = folder / f"{MANIFEST}.tmp"
-    temporary.write_text(json.dumps({"sha256": _digest(content), **content}, indent=1) + "\n")
-    temporary.replace(folder / MANIFEST)
-
-
-def _files(folder) -> Iterator[Any]:
-    for path in sorted(folder.iterdir()):
-        yield from _files(path) if path.is_dir() else [path]
-
-
-def _read_manifest(folder) -> dict[str, Any]:
-    """The manifest of one checkpoint; ValueError where it is not what was written."""
-    content = json.loads((folder / MANIFEST).read_text())
-    if content.pop("sha256") != _digest(content):
-        raise ValueError("its own checksum differs")
-    return content
-
-
-def _digest(content) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _damage(folder, item: str = "") -> str | None:
-    """What differs from the manifest, in the whole checkpoint or in one item; None if nothing."""
-    if not (folder / MANIFEST).exists():
-        return f"{MANIFEST} is missing: the save was not finished"
-    try:
-        files = _read_manifest(folder)["files"]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        return f"{MANIFEST} is damaged: {error}"
-    names = [name for name in files if not item or name.startswith(f"{item}/")]
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        found = pool.map(lambda name: _file_damage(folder, name, **files[name]), names)
-        return next(filter(None, found), None)
-
-
-def _file_damage(folder, name: str, size: int, sha256: str) -> str | None:
-    try:
-        if (present := (folder / name).stat().length) != size:
-            return f"{name} has {present} bytes instead of {size}"
-        if _sha256(folder / name) != sha256:
-            return f"{name} has another SHA-256 than when it was written"
-    except FileNotFoundError:
-        return f"{name} is missing"
-    except OSError as error:
-        return f"{name} cannot be read: {error}"
-    return None
 
 
 # ----------------------------------------------------------------------------------------- folder
@@ -411,6 +345,11 @@ def _entries(folder) -> list[tuple[Any, int]]:
     return [(path, int(match[1])) for path, match in matches if match]
 
 
+def _sealed(folder) -> list[int]:
+    """The steps whose checkpoint has a manifest, oldest first."""
+    return [step for step in reversed(_steps(folder)) if (folder / str(step) / MANIFEST).exists()]
+
+
 def _steps(folder) -> list[int]:
     """The steps that have a folder, newest first, whole or not."""
     return sorted((step for path, step in _entries(folder) if path.name == str(step)), reverse=True)
@@ -424,7 +363,7 @@ def _newest(
     for step in _steps(folder):
         if step in known_damaged or (at_most is not None and step > at_most):
             continue
-        damage = None if step in verified else _damage(folder / str(step), item)
+        damage = None if step in verified else manifest.damage(folder / str(step), item)
         if damage is None:
             newest = step
             break
@@ -437,8 +376,7 @@ def _newest(
 
 def _refusal(folder, step: int, item: str = "") -> str:
     if step in _steps(folder):
-        return (
-            f"checkpoint {folder / str(step)} cannot be used: {_damage(folder / str(step), item)}"
-        )
+        damage = manifest.damage(folder / str(step), item)
+        return f"checkpoint {folder / str(step)} cannot be used: {damage}"
     present = ", ".join(map(str, reversed(_steps(folder)))) or "none"
     return f"there is no checkpoint of step {step} in {folder}; there are: {present}"

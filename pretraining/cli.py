@@ -15,7 +15,8 @@ from ml_collections import config_flags
 from pretraining import config as config_lib
 from pretraining.errors import UserError
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+# What a disk may refuse to a program that is right.
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 
 def run(
@@ -38,7 +39,7 @@ def run(
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in _REFUSED:
             raise
         print(f"error: {error.filename or 'the disk'}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
@@ -78,7 +79,7 @@ def number(name: str, text: str | None, default: int | None, at_least: int = 0) 
     """The whole number of an option, or its default."""
     if text is None:
         return default
-    if not text.isdigit() or int(text) < at_least:
+    if not text.isdecimal() or int(text) < at_least:
         raise UserError(f"--{name}={text!r}: a whole number of at least {at_least}")
     return int(text)
 

@@ -18,7 +18,7 @@ import sys
 import jax
 import numpy as np
 
-from pretraining import cli, metrics, predict, run_folder, sharding, step
+from pretraining import cli, files, metrics, predict, run_folder, sharding, step
 from pretraining.data import loader, prepare
 from pretraining.data.row import SPECIAL_POSITIONS, Row
 
@@ -169,7 +169,7 @@ def main(workdir: str, corpus: str | None, step: str | None, ema: bool, rows: st
     folder = pathlib.Path(workdir) / "evaluations"
     folder.mkdir(exist_ok=True)
     text = json.dumps(figures, indent=1)
-    metrics.write_atomically(folder / f"{name}.json", text + "\n")
+    files.write_atomically(folder / f"{name}.json", text + "\n")
     print(text)
     return 0
 

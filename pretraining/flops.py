@@ -18,7 +18,8 @@ class Chip(NamedTuple):
     Attributes:
       name: a part of its `device_kind`.
       peak: dense bfloat16 FLOP/s.
-      memory: bytes of HBM; None where the name comes in several sizes.
+      memory: bytes of HBM, of a TPU those that libtpu lets a program use; None where the name comes
+        in several sizes.
     """
 
     name: str
@@ -28,24 +29,25 @@ class Chip(NamedTuple):
 
 # The first match decides: longer names stand before their prefixes. On TPU v2 and v3 a device is a
 # core, half of the chip whose figures are published; on v4 and v5p it is a chip, as jax has it.
+# The memory of TPUs is what libtpu 0.0.42 names when a program takes more.
 _CHIPS = (
     Chip("H200", 989e12, 141e9),
     Chip("H100", 989e12, None),
     Chip("A100", 312e12, None),
     Chip("V100", 125e12, None),
-    Chip("TPU v6", 918e12, 32 * 2**30),
-    Chip("TPU v5p", 459e12, 95 * 2**30),
-    Chip("TPU v5 lite", 197e12, 16 * 2**30),
-    Chip("TPU v5e", 197e12, 16 * 2**30),
-    Chip("TPU v5", 459e12, 95 * 2**30),
-    Chip("TPU v4", 275e12, 32 * 2**30),
-    Chip("TPU v3", 61.5e12, 16 * 2**30),
-    Chip("TPU v2", 22.5e12, 8 * 2**30),
+    Chip("TPU v6", 918e12, 31.25 * 2**30),
+    Chip("TPU v5p", 459e12, 95.74 * 2**30),
+    Chip("TPU v5 lite", 197e12, 15.75 * 2**30),
+    Chip("TPU v5e", 197e12, 15.75 * 2**30),
+    Chip("TPU v5", 459e12, 95.74 * 2**30),
+    Chip("TPU v4", 275e12, 30.75 * 2**30),
+    Chip("TPU v3", 61.5e12, 15.48 * 2**30),
+    Chip("TPU v2", 22.5e12, 7.48 * 2**30),
 )
 
 
 def chip(device_kind: str) -> Chip | None:
-    """The published figures of a device, or None."""
+    """The figures of a device, or None."""
     return next((chip for chip in _CHIPS if chip.name in device_kind), None)
 
 

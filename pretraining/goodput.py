@@ -1,6 +1,6 @@
 """Where the wall time of a run went, over all its starts.
 
-start      the program and its libraries, the check of the run folder, the restored checkpoint
+start      the program and its libraries, checks, the restored checkpoint, the summary at the end
 prepare    text into tokens, or the opening of stores that are there
 compile    of the update; that of the evaluation belongs to `evaluate`
 step       updates
@@ -14,6 +14,7 @@ down       between the last sign of life of one start and the next start
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import psutil
 
@@ -35,19 +36,33 @@ PREFIX = "time/total/"  # of the totals in metrics.jsonl
 class Ledger:
     """Seconds by phase; every moment belongs to one. Read from other threads, too.
 
+    Args:
+      age: seconds of this program before the ledger.
+      sign: the last sign of life of the start before this one, with its `totals`, the `time` in
+        seconds since 1970, and whether it had `finished` the run; None = there was none.
+
     Attributes:
       step: the step that the program is at, for those who watch it.
       entered: phases entered so far: of two processes the one with fewer is behind.
-      earlier: the last sign of life of the start before this one, with `totals` and the `time` in
-        seconds since 1970; None = there was none.
+      finished: the run is at its end: what follows until another start is no part of it.
     """
 
-    def __init__(self, age: float = 0.0, clock: Callable[[], float] = time.perf_counter):
-        self._clock, self._lock, self._began = clock, threading.Lock(), time.time() - age
-        self._totals = dict.fromkeys(PHASES, 0.0) | {"start": age}
+    def __init__(
+        self,
+        age: float = 0.0,
+        sign: Mapping[str, Any] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self._clock, self._lock = clock, threading.Lock()
+        self._totals = dict.fromkeys(PHASES, 0.0)
+        if sign and sign.get("totals", {}).keys() == self._totals.keys():
+            self._totals |= sign["totals"]
+            if not sign["finished"]:
+                self._totals["down"] += max(time.time() - age - sign["time"], 0.0)
+        self._totals["start"] += age
         self._phase, self._since = "start", clock()
         self.step = self.entered = 0
-        self.earlier: Mapping | None = None
+        self.finished = False
 
     def enter(self, phase: str) -> None:
         """From now on time belongs to `phase`, one of PHASES."""
@@ -63,35 +78,35 @@ class Ledger:
             running = self._clock() - self._since
             return self._totals | {self._phase: self._totals[self._phase] + running}
 
-    def status(self) -> dict:
-        """What a watcher wants to know: step, phase, phases entered, and totals."""
+    def status(self) -> dict[str, Any]:
+        """What a watcher wants to know."""
         return {
             "step": self.step,
             "phase": self._phase,
             "entered": self.entered,
+            "finished": self.finished,
             "totals": self.totals(),
         }
 
-    def go_on(self, at_checkpoint: Mapping[str, float]) -> None:
-        """Adds the starts before this one, as far as `earlier` tells of them.
+    def go_back(self, at_checkpoint: Mapping[str, float]) -> None:
+        """What was done since a checkpoint is to be done again, and so was lost.
+
+        The last sign of life may be older than the checkpoint: what is missing in it was taken for
+        `down`. To be called in a phase that is never repeated.
 
         Args:
-          at_checkpoint: totals at the step that is gone on from.
+          at_checkpoint: totals when it was saved; {} = the beginning of the run.
         """
-        if not self.earlier:
-            return
         with self._lock:
-            for phase, seconds in self.earlier["totals"].items():
-                self._totals[phase] += seconds
-            self._totals["down"] += max(self._began - self.earlier["time"], 0.0)
-        self.lose(at_checkpoint)
-
-    def lose(self, at_checkpoint: Mapping[str, float]) -> None:
-        """What was done since the totals were those is to be done again."""
-        with self._lock:
-            for phase in _REPEATED:
-                self._totals["lost"] += self._totals[phase] - at_checkpoint[phase]
-                self._totals[phase] = at_checkpoint[phase]
+            for phase in PHASES[:-1]:
+                then = at_checkpoint.get(phase, 0.0)
+                more = self._totals[phase] - then
+                if more < 0:
+                    self._totals[phase] = then
+                    self._totals["down"] = max(self._totals["down"] + more, 0.0)
+                elif phase in _REPEATED:
+                    self._totals[phase] = then
+                    self._totals["lost"] += more
 
 
 def process_age() -> float:
@@ -104,14 +119,6 @@ def figures(totals: Mapping[str, float]) -> dict[str, float]:
     everything = sum(totals.values())
     named = {PREFIX + phase: seconds for phase, seconds in totals.items()}
     return named | {"time/goodput": totals["step"] / everything if everything else 0.0}
-
-
-def read(lines: list[dict], step: int) -> dict[str, float]:
-    """The totals in the last metrics line that is not after `step`; zeros where there is none."""
-    for line in reversed(lines):
-        if line["step"] <= step and PREFIX + "step" in line:
-            return {phase: line[PREFIX + phase] for phase in PHASES}
-    return dict.fromkeys(PHASES, 0.0)
 
 
 def summary(totals: Mapping[str, float]) -> str:

@@ -14,14 +14,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pretraining import metrics
 from pretraining.data import loader
 from pretraining.data.row import Row
 from pretraining.errors import UserError
+from pretraining.files import write_atomically
 
 POLICIES = ("stop", "skip")
 MOST_SKIPPED = 20  # updates skipped in a row after which the run is stopped all the same
 OFFENDING = "offending"  # folder of the batches that did it
+MOST_KEPT = 100  # of them
 REWINDS = "rewinds.jsonl"
 
 
@@ -64,7 +65,7 @@ class Guard:
     def __init__(self, folder: pathlib.Path, config, stores, skips, checkpoints):
         self._folder, self._config, self._stores = folder, config, stores
         self._skips, self._checkpoints = skips, checkpoints
-        self._skipped_in_a_row = 0
+        self.rewinds = len(skips)
 
     def judge(self, step: int, figures: dict, rows) -> bool:
         """True where the update was out of the ordinary; it is said so, and its batch is kept.
@@ -80,9 +81,8 @@ class Guard:
         """
         if not figures["finite"]:
             self._keep(step, figures, rows)
-            self._not_finite(step, figures)
+            self._not_finite(step, figures, figures["skipped_in_a_row"])
             return True
-        self._skipped_in_a_row = 0
         deviation, limit = figures["loss_deviation"], self._config.guard.spike
         if not limit or deviation <= limit:
             return False
@@ -91,11 +91,11 @@ class Guard:
             f"the loss of update {step}, {figures['loss']:.4g}, lies {deviation:.1f} standard "
             f"deviations above its average (config.guard.spike={limit})"
         )
-        if len(self._skips) < self._config.guard.rewinds:
+        if self.rewinds < self._config.guard.rewinds:
             raise Spike(step, figures)
         return True
 
-    def _not_finite(self, step: int, figures: dict) -> None:
+    def _not_finite(self, step: int, figures: dict, in_a_row: int) -> None:
         saved = self._checkpoints.newest()
         message = (
             f"update {step} is not finite (loss {figures['loss']}, gradient norm "
@@ -105,9 +105,8 @@ class Guard:
         )
         if self._config.guard.non_finite == "stop":
             raise UserError(message)
-        self._skipped_in_a_row += 1
-        if self._skipped_in_a_row == MOST_SKIPPED:
-            raise UserError(f"{MOST_SKIPPED} updates in a row were skipped; {message}")
+        if in_a_row >= MOST_SKIPPED:
+            raise UserError(f"{in_a_row} updates in a row were skipped; {message}")
         _say(f"skipped: {message}")
 
     def _listed_rows(self, step: int) -> str:
@@ -155,45 +154,65 @@ class Batch(NamedTuple):
 
 
 def save_batch(folder: pathlib.Path, batch: Batch) -> None:
-    """Writes <folder>/offending/<step>.json, and <step>-<process>.npz with the rows (no pickle)."""
-    place = folder / OFFENDING
+    """Writes the batch into <folder>/offending, unless MOST_KEPT lie there.
+
+    `<name>-<process>.npz` hold the rows (no pickle) and `<name>.json`, written last, the rest; the
+    name is `<step>-<rewinds before it>`, because the same step may go wrong again after a rewind.
+    """
+    place, name = folder / OFFENDING, f"{batch.step}-{len(batch.skips)}"
     place.mkdir(exist_ok=True)
-    np.savez(place / f"{batch.step}-{jax.process_index()}.npz", **batch.rows._asdict())
+    if len(list(place.glob("*.json"))) >= MOST_KEPT:
+        return
+    np.savez(place / f"{name}-{jax.process_index()}.npz", **batch.rows._asdict())
     if jax.process_index() == 0:
-        record = batch._asdict() | {"rows": None}
-        (place / f"{batch.step}.json").write_text(json.dumps(record, indent=1) + "\n")
+        record = batch._asdict() | {"rows": None, "processes": jax.process_count()}
+        write_atomically(place / f"{name}.json", json.dumps(record, indent=1) + "\n")
 
 
 def load_batch(folder: pathlib.Path, step: int) -> Batch | None:
-    """What `save_batch` wrote, with the rows of all processes, [B]; None = nothing.
+    """What `save_batch` wrote last of a step, with the rows of all processes, [B]; None = nothing.
 
     Raises:
-      UserError: a file is damaged.
+      UserError: a file is damaged or missing.
     """
-    path = folder / OFFENDING / f"{step}.json"
-    if not path.exists():
+    found = (folder / OFFENDING).glob(f"{step}-*.json")
+    path = max(found, key=lambda path: int(path.stem.partition("-")[2]), default=None)
+    if path is None:
         return None
-    parts = []
-    for file in (folder / OFFENDING).glob(f"{step}-*.npz"):
-        try:
-            with np.load(file, allow_pickle=False) as stored:
-                parts.append(dict(stored))
-        except (ValueError, zipfile.BadZipFile) as error:
-            raise UserError(f"{file} is damaged: {error}") from None
-    fields = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    places = np.stack([fields["index"], fields["copy"]])
-    _, first = np.unique(places, axis=1, return_index=True)  # processes may share rows
-    rows = Row(**{name: field[first] for name, field in fields.items()})
-    return Batch(**json.loads(path.read_text()) | {"rows": rows})
+    try:
+        record = json.loads(path.read_text())
+        parts = [
+            _load_rows(path.with_name(f"{path.stem}-{process}.npz"))
+            for process in range(record.pop("processes"))
+        ]
+        fields = {name: np.concatenate([part[name] for part in parts]) for name in Row._fields}
+        places = np.stack([fields["index"], fields["copy"]])
+        _, first = np.unique(places, axis=1, return_index=True)  # processes may share rows
+        rows = Row(**{name: field[first] for name, field in fields.items()})
+        return Batch(**record | {"rows": rows})
+    except (ValueError, TypeError, LookupError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path.with_suffix('')}* is damaged: {error}") from None
+
+
+def _load_rows(path: pathlib.Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as stored:
+        return dict(stored)
 
 
 # ------------------------------------------------------------------------------------------ rewinds
 
 
 def read_rewinds(folder: pathlib.Path) -> list[dict]:
-    """The rewinds of a run, oldest first."""
+    """The rewinds of a run, oldest first.
+
+    Raises:
+      UserError: the file is not what was written.
+    """
     path = folder / REWINDS
-    return list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
+    try:
+        return list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
 
 
 def skips(rewinds: list[dict]) -> tuple[tuple[int, int], ...]:
@@ -201,25 +220,30 @@ def skips(rewinds: list[dict]) -> tuple[tuple[int, int], ...]:
     return tuple((rewind["checkpoint"], rewind["skipped_batches"]) for rewind in rewinds)
 
 
-def rewind(folder: pathlib.Path, earlier: list[dict], spike: Spike, checkpoint: int) -> list[dict]:
-    """The rewinds with one more, noted in the run folder: the run goes back to a checkpoint.
+def add_rewind(earlier: list[dict], spike: Spike, checkpoint: int) -> list[dict]:
+    """The rewinds with one more; no batch between the checkpoint and the spike is read again.
 
-    The rows between it and the spike are not read again (Chowdhery et al. 2022, section 5.1).
+    As in Chowdhery et al. (2022, section 5.1).
     """
-    last = {
+    before = skips(earlier)
+    first, last = (loader.batch_number(step, before) for step in (checkpoint, spike.step - 1))
+    entry = {
         "spike": spike.step,
         "checkpoint": checkpoint,
-        "skipped_batches": spike.step - checkpoint,
+        "skipped_batches": last + 1 - first,
         "loss": spike.figures["loss"],
         "loss_deviation": spike.figures["loss_deviation"],
     }
-    rewinds = [*earlier, last]
+    return [*earlier, entry]
+
+
+def rewind(folder: pathlib.Path, earlier: list[dict], spike: Spike, checkpoint: int) -> list[dict]:
+    """`add_rewind`, noted in the run folder before the run goes back."""
+    rewinds = add_rewind(earlier, spike, checkpoint)
     if jax.process_index() == 0:
-        metrics.write_atomically(
-            folder / REWINDS, "".join(json.dumps(each) + "\n" for each in rewinds)
-        )
+        write_atomically(folder / REWINDS, "".join(json.dumps(each) + "\n" for each in rewinds))
     _say(
         f"back from update {spike.step} to the checkpoint of step {checkpoint}; the "
-        f"{last['skipped_batches']} batches between are skipped"
+        f"{rewinds[-1]['skipped_batches']} batches between are skipped"
     )
     return rewinds

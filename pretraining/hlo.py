@@ -4,6 +4,7 @@
 instructions `%name = shape opcode(%operands), attributes`. Shapes are those of one device.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -154,30 +155,43 @@ def collectives(module: Module) -> dict[str, Traffic]:
     all-gather's result, the whole of a reduce-scatter's operand. A ring moves about so many over
     each device's links, for an all-reduce twice as many. A collective that is split into a start
     and a done, or into several fusions that share a channel, counts once. A loop whose length the
-    text does not tell counts once.
+    text does not tell counts once; a conditional counts as the branch that moves most bytes.
     """
     found: dict[str, Traffic] = {}
-    for times, instruction, bytes in _communication(module, module.entry, 1):
-        kind = instruction.opcode.removesuffix("-start")
+    for kind, times, bytes in _communication(module, module.entry, 1):
         old = found.get(kind, Traffic(0, 0.0))
         found[kind] = Traffic(old.count + times, old.bytes + times * bytes)
     return dict(sorted(found.items()))
 
 
-def _communication(module, name, times) -> Iterator[tuple[int, Instruction, float]]:
-    """(times, collective, bytes) of a computation that runs `times` times."""
+def _communication(module, name, times) -> Iterator[tuple[str, int, float]]:
+    """(kind, times, bytes) of the collectives of a computation that runs `times` times."""
     seen = set()
     for owner, instruction in _flat(module, name):
         if instruction.opcode in ("while", "conditional", "call"):
             repeats = trip_count(module, instruction) if instruction.opcode == "while" else 1
-            for inner in _called(instruction):
-                yield from _communication(module, inner, times * repeats)
-        elif instruction.opcode.removesuffix("-start") in COLLECTIVES:
+            inner = [
+                list(_communication(module, called, times * repeats))
+                for called in _called(instruction)
+            ]
+            if instruction.opcode == "conditional":
+                inner = [max(inner, key=lambda found: sum(n * bytes for _, n, bytes in found))]
+            yield from itertools.chain.from_iterable(inner)
+        elif kind := _kind(owner, instruction):
             channel = re.search(r"channel_id=(\d+)", instruction.attributes)
             place = channel[1] if channel else (owner, instruction.name)
             if place not in seen:
                 seen.add(place)
-                yield times, instruction, _moved(module.computations[owner], instruction)
+                yield kind, times, _moved(module.computations[owner], instruction)
+
+
+def _kind(owner: str, instruction: Instruction) -> str | None:
+    """One of COLLECTIVES, or None."""
+    kind = instruction.opcode.removesuffix("-start")
+    # On TPU a reduce-scatter is a fusion of this name: an all-reduce, of which a slice is taken.
+    if kind == "all-reduce" and owner.startswith("all-reduce-scatter"):
+        return "reduce-scatter"
+    return kind if kind in COLLECTIVES else None
 
 
 def _flat(module, name) -> Iterator[tuple[str, Instruction]]:

@@ -1,12 +1,14 @@
 """Figures of a run: metrics.jsonl, TensorBoard, W&B, a progress bar or log lines.
 
-`metrics.jsonl` holds one JSON object per logged step. `step` counts updates made. Keys that start
+`metrics.jsonl` holds one JSON object per logged step, null for what is not finite. `step` counts
+updates made. Keys that start
 with `time/` are timings; every other value is a function of (config, data, step), bit for bit.
 """
 
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import platform
@@ -18,6 +20,7 @@ import jax
 import numpy as np
 
 from pretraining.errors import UserError
+from pretraining.files import write_atomically
 
 FILE = "metrics.jsonl"
 
@@ -47,16 +50,6 @@ def read(path: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in lines if _step_of(line) < float("inf")]
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Replaces a file as a whole: after a crash either the old text is there or the new."""
-    temporary = path.with_name(f".{path.name}.new")  # one name: what a crash leaves is overwritten
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 class Writer:
     """Writes lines from process 0; the other processes' writers do nothing."""
 
@@ -78,7 +71,8 @@ class Writer:
         """One line; values are Python numbers."""
         if not self._active:
             return
-        self._file.write(json.dumps({"step": step} | values) + "\n")
+        line = {"step": step} | {name: _json(value) for name, value in values.items()}
+        self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         if self._tensorboard:
             for name, value in values.items():
@@ -101,6 +95,10 @@ class Writer:
                 self._tensorboard.close()
             if self._wandb:
                 self._wandb.finish()
+
+
+def _json(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # JSON has no NaN
 
 
 def check(config) -> None:

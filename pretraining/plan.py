@@ -32,6 +32,7 @@ import time
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from pretraining import cli, flops, hlo, sharding
 from pretraining import program as program_lib
@@ -105,12 +106,13 @@ def measure(config, topology: str, utilisation: float) -> Plan:
     """Compiles for a topology (see the module's docstring) and reads the result.
 
     Raises:
-      UserError: a mistake in the config or in the name of the topology, or libtpu is missing.
+      UserError: a mistake in the config or in the name of the topology, libtpu is missing, or the
+        compiler refuses the program for another reason than its memory.
     """
     described = devices(topology)
     config, vocabulary, program = program_lib.rehearse(config, described)
     start = time.perf_counter()
-    compiled, complaint = _compile(program, config)
+    compiled, complaint = _compile(program, config, topology)
     compile_s = time.perf_counter() - start
 
     state, chip = program.state, flops.chip(described[0].device_kind)
@@ -118,7 +120,7 @@ def measure(config, topology: str, utilisation: float) -> Plan:
     if compiled:
         memory |= _temporary(compiled.memory_analysis(), sum(memory.values()))
     needed = sum(memory.values()) if compiled else needed_by(complaint)
-    capacity = chip.memory if chip else (described[0].memory_stats() or {}).get("bytes_limit")
+    capacity = _capacity(described[0])
     fits = compiled is not None and (capacity is None or needed <= capacity)
     step_flops = flops.step_flops(config, vocabulary)
     tokens = config.train.batch_size * (config.data.sequence_length - SPECIAL_POSITIONS)
@@ -140,7 +142,7 @@ def measure(config, topology: str, utilisation: float) -> Plan:
         utilisation=utilisation,
         tokens_per_day=chip
         and tokens_per_day(tokens, step_flops, chip.peak * len(described), utilisation),
-        advice=[] if fits else advice(config, dict(program.mesh.shape), memory, needed, capacity),
+        advice=[] if fits else advice(config, program.mesh, memory, needed, capacity),
     )
 
 
@@ -176,9 +178,11 @@ def _simulated(count: int) -> list:
 
 def _tpu(topology: str) -> list:
     from jax.experimental import topologies
+    from jax.experimental.compilation_cache import compilation_cache
 
     # What was compiled for devices that are not here cannot be read back from a cache.
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # the first compilation of a process decides, unless forgotten
     # Else libtpu asks the network what machine this is, which does not matter here.
     for name, value in (
         ("TPU_SKIP_MDS_QUERY", "1"),
@@ -202,14 +206,15 @@ def _tpu(topology: str) -> list:
         ) from None
 
 
-def _compile(program, config):
+def _compile(program, config, topology: str):
     """(compiled, "") or (None, the compiler's complaint that the memory is too small)."""
     try:
         return program_lib.compile_update(program, config), ""
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error) and "Ran out of memory" not in str(error):
-            raise
-        return None, str(error).splitlines()[0]
+        complaint = str(error).splitlines()[0]
+        if "RESOURCE_EXHAUSTED" in str(error) or "Ran out of memory" in str(error):
+            return None, complaint
+        raise UserError(f"--topology={topology!r}: the compiler failed: {complaint}") from error
 
 
 def needed_by(complaint: str) -> float:
@@ -220,6 +225,12 @@ def needed_by(complaint: str) -> float:
     units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
     sizes = re.findall(r"\b(\d+(?:\.\d+)?)([KMGT])\b", complaint)
     return max((float(amount) * units[unit] for amount, unit in sizes), default=math.nan)
+
+
+def _capacity(device) -> float | None:
+    """Bytes; of a kind of several sizes, and of one that is not known, what the device tells."""
+    chip = flops.chip(device.device_kind)
+    return (chip and chip.memory) or (device.memory_stats() or {}).get("bytes_limit")
 
 
 def _resident(config, program) -> dict[str, float]:
@@ -264,7 +275,9 @@ def _rules(program) -> list[tuple[str, str, str, str]]:
     return [(f"{name} ({n})" if n > 1 else name, *rest) for (name, *rest), n in found.items()]
 
 
-def advice(config, mesh, memory: dict[str, float], needed: float, capacity) -> list[str]:
+def advice(
+    config, mesh: Mesh, memory: dict[str, float], needed: float, capacity: float
+) -> list[str]:
     """What to change so that the step fits, the most useful first.
 
     Parameters, gradients and optimizer shrink by being shared out; what else the step needs, by
@@ -273,24 +286,35 @@ def advice(config, mesh, memory: dict[str, float], needed: float, capacity) -> l
     state = 2 * memory["parameters"] + memory["optimizer"] + memory["moving average"]
     activations = needed - state
     shared = _share_out(config, mesh, state, capacity)
-    less = _shrink(config, mesh, activations, max(capacity - state, capacity / 4))
+    less = _shrink(config, mesh.shape, activations, max(capacity - state, capacity / 4))
     if state > activations:
         return shared + less
     return less + (shared if state > capacity / 4 else [])
 
 
-def _share_out(config, mesh, state: float, capacity: float) -> list[str]:
-    """Axes of the mesh, so that the state takes half of the memory."""
+def _share_out(config, mesh: Mesh, state: float, capacity: float) -> list[str]:
+    """A mesh of the same devices in which the state takes half of the memory."""
     wanted = math.ceil(2 * state / capacity)
     told = f"parameters, gradients and optimizer take {_gib(state)}"
-    ways = [n for n in range(2, mesh["data"] + 1) if mesh["data"] % n == 0]
-    if ways:
-        more = next((n for n in ways if n >= wanted), ways[-1])
-        return [f"config.mesh.fsdp={mesh['fsdp'] * more}: {told}"]
-    tensor = mesh["tensor"] * 2
-    if config.model.heads % tensor == 0:
-        return [f"config.mesh.tensor={tensor}: {told}, and config.mesh.fsdp has all devices"]
-    return [f"a larger --topology: {told} on each of {math.prod(mesh.values())} devices"]
+    data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
+    meshes = [(data // n, fsdp * n) for n in range(2, data + 1) if data % n == 0]
+    meshes = [sizes for sizes in meshes if _can_be_cut(config, mesh, *sizes)]
+    if not meshes:
+        return [f"a larger --topology: {told} on each of {mesh.size} devices"]
+    data, fsdp = next((sizes for sizes in meshes if sizes[1] >= fsdp * wanted), meshes[-1])
+    return [f"config.mesh.data={data} config.mesh.fsdp={fsdp}: {told}"]
+
+
+def _can_be_cut(config, mesh: Mesh, data: int, fsdp: int) -> bool:
+    """Whether the devices of a mesh, which may be wired as a torus, make another one."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.mesh.update(data=data, fsdp=fsdp, tensor=mesh.shape["tensor"])
+    try:
+        sharding.make_mesh(config, list(mesh.devices.flat))
+    except UserError:
+        return False
+    return True
 
 
 # The next policy of config.model.remat, by what it keeps for the backward pass.

@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import ctypes
 import faulthandler
+import hashlib
 import os
 import pathlib
 import platform
@@ -34,6 +35,7 @@ from pretraining.errors import UserError
 
 LOST = 75  # exit status of a process that ends because of another one
 ARRIVAL_S = 300  # in which all processes have to arrive
+SEEN_S = 60  # in which what one host writes has to be seen by the others
 
 
 def initialize(
@@ -115,6 +117,41 @@ def _why(error: Exception, explicit: bool) -> str:
     )
 
 
+# --------------------------------------------------------------------------------------- agreement
+
+
+def agree(decide: Callable[[], int]) -> int:
+    """What process 0 decides, on every process; a collective."""
+    if jax.process_count() == 1:
+        return int(decide())
+    from jax.experimental import multihost_utils
+
+    own = int(decide()) if jax.process_index() == 0 else 0
+    return int(multihost_utils.broadcast_one_to_all(np.int32(own)))
+
+
+def check_alike(what: str, content: str) -> None:
+    """Refuses to go on with processes of which some differ; a collective.
+
+    Args:
+      what: that must be the same, in words.
+      content: by which it is known.
+
+    Raises:
+      UserError: on every process, where `content` is not that of process 0 on all.
+    """
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    own = np.frombuffer(hashlib.sha256(content.encode()).digest(), np.uint8)
+    everybody = np.asarray(multihost_utils.process_allgather(own))
+    others = np.flatnonzero((everybody != everybody[:1]).any(axis=1)).tolist()
+    if others:
+        listed = ", ".join(map(str, others))
+        raise UserError(f"{what} of process {listed} differs from that of process 0")
+
+
 # ----------------------------------------------------------------------------------------- monitor
 
 
@@ -149,6 +186,7 @@ class Monitor:
         self._exit_status: int | None = None  # once an error of its own ends this process
         self._untold = ""  # what it still has to say then
         self._suspicious = False
+        self._mute = False  # could not write the last sign: nor can the others, perhaps
         self._others_ended, self._stopped = threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
@@ -164,6 +202,23 @@ class Monitor:
         self._write()
         self._thread.start()
         return self
+
+    def check_shared(self) -> None:
+        """Refuses a folder that is not the same one on all hosts; a collective.
+
+        Raises:
+          UserError: on every process, where one does not see what process 0 writes.
+        """
+        if self._count == 1:
+            return
+        wanted, seen = agree(lambda: int(self._start[:7], 16)), None
+        for _ in range(SEEN_S):
+            sign = signs.read(self._folder)
+            seen = sign and int(sign["start"][:7], 16)
+            if seen == wanted:
+                break
+            time.sleep(1)
+        check_alike(f"the folder --workdir={self._folder}", f"{seen == wanted}")
 
     def __exit__(self, kind, error, trace) -> None:
         self.tell(kind, error, trace)
@@ -197,17 +252,20 @@ class Monitor:
             late.start()
 
     def _run(self) -> None:
-        while not self._stopped.wait(self._beat_s):
-            self._write()
-            if self._watching:
-                self._look()
+        try:
+            while not self._stopped.wait(self._beat_s):
+                self._write()
+                if self._watching:
+                    self._look()
+        except BaseException as error:  # nobody would notice that nobody watches
+            _exit(f"error: the watch over the other processes failed: {error!r}", 1)
 
     def _look(self) -> None:
         seen = self._watch.look(most=2 * self._beat_s)
         others = {process: found for process, found in seen.items() if process != self._own}
         if all(found.sign and found.sign["ended"] is not None for found in others.values()):
             self._others_ended.set()
-        if self._exit_status is not None:
+        if self._exit_status is not None or self._mute:
             return
         verdict = signs.find_lost(others, 4 * self._beat_s if self._suspicious else self._silence_s)
         if not verdict and self._own == 0:
@@ -238,8 +296,10 @@ class Monitor:
             }
             try:
                 signs.write(self._folder, self._own, sign)
+                self._mute = False
             except OSError as error:  # a full disk stops a save, not the steps before it
                 print(f"no sign of life could be written: {error}", file=sys.stderr)
+                self._mute = True
 
     def _suspect(self) -> None:
         """Something broke: whoever is silent now has probably done it. Returns if nobody is."""
@@ -274,6 +334,7 @@ def _exit_status(error: BaseException) -> int:
 
 def _exit(line: str, status: int) -> None:
     """Ends the process at once, whatever its other threads wait for."""
+    sys.stdout.flush()
     os.write(2, f"{line}\n".encode())
     os._exit(status)
 

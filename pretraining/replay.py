@@ -46,10 +46,15 @@ def main(workdir: str, step: str | None, rows: str | None) -> int:
     run_folder.check_same_data(folder, config, prepared.fingerprint)
     built = program.build(config, prepared.vocabulary)
     kept = guard.load_batch(folder, number)  # before a rewind, rows were others
-    skips = kept.skips if kept else guard.skips(guard.read_rewinds(folder))
+    rewinds = guard.read_rewinds(folder)
+    skips = kept.skips if kept else guard.skips(rewinds)
+    # The checkpoints after a later rewind are of another course.
+    at_most = min([number - 1, *(each["checkpoint"] for each in rewinds[len(skips) :])])
     with jax.set_mesh(built.mesh):
         update = program.compile_update(built, config)
-        state, batch, began = _reach(folder, config, prepared, built, update, skips, number - 1)
+        state, batch, began = _reach(
+            folder, config, prepared, built, update, skips, number - 1, at_most
+        )
         losses, finite = jax.device_get(_inspect(built.objective, config)(state, batch))
         figures = metrics.fetch(update(state, batch)[1])
     print(f"update {number}, reached from step {began}:")
@@ -60,9 +65,9 @@ def main(workdir: str, step: str | None, rows: str | None) -> int:
     return 0
 
 
-def _reach(folder, config, prepared, built, update, skips, step: int):
+def _reach(folder, config, prepared, built, update, skips, step: int, at_most: int):
     """(the state at `step`, the rows of the next update, the step of the checkpoint)."""
-    found = checkpoint.newest(folder / run_folder.CHECKPOINTS, at_most=step)
+    found = checkpoint.newest(folder / run_folder.CHECKPOINTS, at_most)
     start = found or 0
     if found:
         checkpoints = checkpoint.Checkpoints(folder / run_folder.CHECKPOINTS, keep=1)

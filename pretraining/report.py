@@ -56,10 +56,12 @@ class Report:
         (step, figures, rows), self._pending = self._pending, None
         figures = metrics.fetch(figures)
         unusual = self._guard.judge(step, figures, rows)
-        del figures["finite"]
+        for name in ("finite", "skipped_in_a_row"):
+            del figures[name]
         due = step % self._config.log.every == 0
         if not (evaluation or due or unusual):
             return
+        figures["rewinds"] = float(self._guard.rewinds)
         line = {f"train/{name}": value for name, value in figures.items()} | evaluation
         line |= self._speed.figures(self._config.train.steps - step)
         self._writer.write(step, line | goodput.figures(self._ledger.totals()))

@@ -19,9 +19,10 @@ from collections.abc import Iterator
 import jax
 
 from pretraining import config as config_lib
+from pretraining import processes
 from pretraining.data.tokenizer import Vocabulary
 from pretraining.errors import UserError
-from pretraining.metrics import write_atomically
+from pretraining.files import write_atomically
 
 CONFIG, PROVENANCE, VOCABULARY, CHECKPOINTS = (
     "config.json",
@@ -52,25 +53,32 @@ def locate(workdir: str | pathlib.Path, option: str = "workdir") -> pathlib.Path
 def lock(folder: pathlib.Path) -> Iterator[None]:
     """Holds the folder for this process; it is free again when the process ends, however it ends.
 
+    Process 0 takes it for all processes of the run.
+
     Raises:
-      UserError: another process trains in it, or it cannot be written.
+      UserError: another run trains in it, or it cannot be written; on all processes.
     """
-    if jax.process_index() > 0:
+    with contextlib.ExitStack() as stack:
+        refusal = _take(folder, stack) if jax.process_index() == 0 else ""
+        if not processes.agree(lambda: not refusal):
+            raise UserError(refusal or f"--workdir={folder} is refused to process 0")
         yield
-        return
+
+
+def _take(folder: pathlib.Path, stack: contextlib.ExitStack) -> str:
+    """Locks the folder until the stack is closed; why that cannot be, or nothing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "w")  # noqa: SIM115 (held until the run ends)
+        file = stack.enter_context(open(folder / ".lock", "w"))  # noqa: SIM115
     except OSError as error:
-        raise UserError(f"--workdir={folder} cannot be written: {error.strerror}") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"--workdir={folder}: another process is training in it") from None
-        except OSError as error:
-            print(f"{folder} cannot be locked ({error.strerror}): train in it only once at a time")
-        yield
+        return f"--workdir={folder} cannot be written: {error.strerror}"
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return f"--workdir={folder}: another process is training in it"
+    except OSError as error:
+        print(f"{folder} cannot be locked ({error.strerror}): train in it only once at a time")
+    return ""
 
 
 def stored_config(folder: pathlib.Path):
@@ -133,7 +141,8 @@ def record(folder: pathlib.Path, config, vocabulary, data_fingerprint: str, step
         return
     if not (folder / CONFIG).exists():
         vocabulary.save(folder / VOCABULARY)
-    with open(folder / PROVENANCE, "a") as file:
+    # Without a config there was no start but one that a full disk ended, in the middle of a line.
+    with open(folder / PROVENANCE, "a" if (folder / CONFIG).exists() else "w") as file:
         file.write(json.dumps(_provenance(data_fingerprint, step)) + "\n")
         file.flush()
         os.fsync(file.fileno())

@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from pretraining.metrics import write_atomically
+from pretraining.files import write_atomically
 
 FOLDER = "processes"  # in the run folder; holds <process>.json
+_KEYS = {"step", "phase", "entered", "host", "time", "start", "beat", "ended", "verdict"}
 
 # Phases that are short, and phases whose length nobody knows; in any other, a process that stays
 # behind may take _PATIENCE times as long before it is said to hang.
@@ -20,7 +21,7 @@ _SHORT, _ENDLESS, _PATIENCE = ("step", "data_wait"), ("prepare",), 10
 
 
 def read(folder: pathlib.Path, process: int = 0) -> dict[str, Any] | None:
-    """The last sign of a process, of this start or of an earlier one; None = there is none.
+    """The last sign of a process, of this start or of an earlier one; None = none that is one.
 
     Keys: those of the `status` of its Monitor, and
       host, pid: where it ran;
@@ -30,9 +31,10 @@ def read(folder: pathlib.Path, process: int = 0) -> dict[str, Any] | None:
       verdict: None, or what it found wrong with another process, one line.
     """
     try:
-        return json.loads(_path(folder, process).read_text())
+        sign = json.loads(_path(folder, process).read_text())
     except (OSError, ValueError):
         return None
+    return sign if isinstance(sign, dict) and sign.keys() >= _KEYS else None
 
 
 def write(folder: pathlib.Path, process: int, sign: Mapping[str, Any]) -> None:
@@ -151,12 +153,12 @@ def find_hanging(everybody: Mapping[int, Seen], hang_s: float) -> str | None:
     """A process that others wait for, as one line that names it.
 
     It is the one that has entered the fewest phases, if it has stayed there too long and nobody
-    else has moved on since. Where all stand at the same place nobody is to blame, and only in a
-    short phase is that too long.
+    else has moved on since. Where all stand at the same place too long, nobody is to blame.
 
     Args:
       everybody: all processes of the run.
-      hang_s: in a short phase, after which a process hangs.
+      hang_s: after which a process hangs; ten times as long where it does not make steps, and never
+        while it prepares.
     """
     running = {p: f for p, f in everybody.items() if f.sign and f.sign["ended"] is None}
     if not running:
@@ -168,9 +170,7 @@ def find_hanging(everybody: Mapping[int, Seen], hang_s: float) -> str | None:
         return None
     if any(f.sign and f.sign["entered"] > found.sign["entered"] for f in everybody.values()):
         return f"{_name(last, found)} hangs: for {found.stood_s:.0f} s {_place(found)}"
-    if found.sign["phase"] in _SHORT:
-        return f"all processes have stood for {found.stood_s:.0f} s {_place(found)}"
-    return None
+    return f"all processes have stood for {found.stood_s:.0f} s {_place(found)}"
 
 
 def _allowance(phase: str) -> float:

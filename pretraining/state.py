@@ -36,6 +36,7 @@ class State:
       optimizer: optax state.
       ema: moving average of the parameters, or None.
       skipped: [] int32, updates discarded because they were not finite.
+      skipped_in_a_row: [] int32, those of them that came last, without another one between.
       losses: by which a spike is known.
     """
 
@@ -44,6 +45,7 @@ class State:
     optimizer: Any
     ema: Any
     skipped: jax.Array
+    skipped_in_a_row: jax.Array
     losses: LossAverage
 
 
@@ -97,5 +99,6 @@ def _create(objective, optimizer, config) -> State:
         optimizer=optimizer.init(params),
         ema=jax.tree.map(jnp.copy, params) if config.train.ema else None,
         skipped=jnp.zeros((), jnp.int32),
+        skipped_in_a_row=jnp.zeros((), jnp.int32),
         losses=LossAverage(*(jnp.zeros((), jnp.float32) for _ in range(3))),
     )

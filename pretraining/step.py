@@ -31,7 +31,7 @@ def train_step(
 
     Metrics (float32 scalars): `loss`, every term's mean, `gradient_norm` (before clipping),
     `learning_rate`, `knobs/<name>`, `skipped` (updates discarded so far), `loss_deviation` (see
-    `watch`), and `finite` (bool).
+    `watch`), and for the guard alone `finite` (bool) and `skipped_in_a_row` (int32).
     """
     parts = config.train.accumulation
 
@@ -39,7 +39,10 @@ def train_step(
         examples, knobs, dropout = inputs(objective, config, state.step, rows)
         grads, metrics = gradients(objective, state.params, examples, knobs, dropout, parts)
         metrics["gradient_norm"] = optax.tree.norm(grads)
-        metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
+        # The optimizer counts the updates that it made: those that were skipped don't count.
+        metrics["learning_rate"] = jnp.asarray(
+            learning_rate(state.step - state.skipped), jnp.float32
+        )
         metrics |= {f"knobs/{name}": value for name, value in knobs.items()}
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
         losses, metrics["loss_deviation"] = watch(
@@ -47,7 +50,7 @@ def train_step(
         )
         state = _update(state, grads, optimizer, config.train.ema, finite, losses)
         metrics["skipped"] = state.skipped.astype(jnp.float32)
-        return state, metrics | {"finite": finite}
+        return state, metrics | {"finite": finite, "skipped_in_a_row": state.skipped_in_a_row}
 
     return step
 
@@ -90,8 +93,11 @@ def _update(state: State, grads, optimizer, ema_decay: float, finite, losses) ->
         (params, optimizer_state, ema),
         (state.params, state.optimizer, state.ema),
     )
-    skipped = state.skipped + jnp.where(finite, 0, 1).astype(jnp.int32)
-    return State(state.step + 1, params, optimizer_state, ema, skipped, losses)
+    now = jnp.where(finite, 0, 1).astype(jnp.int32)
+    in_a_row = (state.skipped_in_a_row + now) * now
+    return State(
+        state.step + 1, params, optimizer_state, ema, state.skipped + now, in_a_row, losses
+    )
 
 
 def gradients(objective, params, examples, knobs, key, parts: int) -> tuple[Any, dict]:

@@ -25,7 +25,6 @@ from pretraining import (
     evaluate,
     goodput,
     init_from,
-    metrics,
     processes,
     run_folder,
     sharding,
@@ -50,15 +49,17 @@ def main(
     process_index: str | None = None,
 ) -> int:
     """The command; returns the exit status."""
-    ledger = goodput.Ledger(goodput.process_age())
+    age = goodput.process_age()
     guard_lib.check(config)
     silence = config.guard.silence
     processes.initialize(distributed, coordinator, process_count, process_index, silence)
     folder = run_folder.locate(workdir)
-    with run_folder.lock(folder):
-        ledger.earlier = signs.read(folder)
+    with _ending_at_sigterm(), run_folder.lock(folder):
+        ledger = goodput.Ledger(age, signs.read(folder, jax.process_index()))
         with processes.Monitor(folder, silence, ledger.status) as monitor:
-            return train(config, folder, ledger, monitor)
+            monitor.check_shared()
+            with _memory_errors():
+                return train(config, folder, ledger, monitor)
 
 
 def train(config, folder: pathlib.Path, ledger: goodput.Ledger, monitor) -> int:
@@ -70,19 +71,20 @@ def train(config, folder: pathlib.Path, ledger: goodput.Ledger, monitor) -> int:
             try:
                 state, step, stopped = loop(run, rewinds)
             except guard_lib.Spike as spike:
+                ledger.enter("start")
                 last = run.checkpoints.newest() or 0
                 rewinds = guard_lib.rewind(folder, rewinds, spike, last)
-                ledger.lose(goodput.read(metrics.read(folder / metrics.FILE), last))
-    if step < run.config.train.steps:
-        print(f"stopped by a signal at step {step}; run the same command again to go on")
+                ledger.go_back(_totals(run.checkpoints, last))
+    ledger.enter("start")
+    ledger.finished = step == run.config.train.steps
+    if ledger.finished:
+        objective, prepared = run.program.objective, run.prepared
+        evaluate.print_summary(folder, objective, state.params, prepared, run.config)
     else:
-        ledger.enter("evaluate")
-        evaluate.print_summary(
-            folder, run.program.objective, state.params, run.prepared, run.config
-        )
+        print(f"stopped by a signal at step {step}; run the same command again to go on")
     if jax.process_index() == 0:
         print(goodput.summary(ledger.totals()))
-    return 128 + stopped if step < run.config.train.steps else 0
+    return 0 if ledger.finished else 128 + stopped
 
 
 def open_run(stack: contextlib.ExitStack, config, folder: pathlib.Path, ledger, monitor) -> "Run":
@@ -101,6 +103,10 @@ def open_run(stack: contextlib.ExitStack, config, folder: pathlib.Path, ledger, 
     config = config_lib.resolve_durations(config, program_lib.rows_per_epoch(prepared, config))
     loader.check(prepared.train, config)
     program = program_lib.build(config, prepared.vocabulary)
+    processes.check_alike(
+        "the config, the vocabulary or the corpus",
+        config_lib.to_json(config) + prepared.vocabulary.fingerprint + prepared.fingerprint,
+    )
 
     # --------------------------------------------------------------------------------- run folder
     run_folder.check_same_run(folder, config, prepared.vocabulary, prepared.fingerprint)
@@ -111,7 +117,7 @@ def open_run(stack: contextlib.ExitStack, config, folder: pathlib.Path, ledger, 
     stack.push(monitor.tell)  # before the closing above waits for processes that have ended
     start = checkpoints.newest() or 0
     check_schedules(folder, config, program, prepared.vocabulary, start)
-    ledger.go_on(goodput.read(metrics.read(folder / metrics.FILE), start))
+    ledger.go_back(_totals(checkpoints, start))
     run_folder.record(folder, config, prepared.vocabulary, prepared.fingerprint, start)
 
     # ------------------------------------------------------------------------------------ compile
@@ -158,7 +164,7 @@ def loop(run: "Run", rewinds: list[dict]) -> tuple[state_lib.State, int, int]:
                     report.flush(run.evaluator(state, run.prepared) if evaluating else {})
                 if saving:
                     ledger.enter("save")
-                    run.checkpoints.save(step, state)
+                    run.checkpoints.save(step, state, {"totals": ledger.totals()})
             if ending:
                 break
             ledger.enter("data_wait")
@@ -203,6 +209,11 @@ def _begin(run: Run, step: int) -> state_lib.State:
     return init_from.start(config, state, run.prepared.vocabulary)
 
 
+def _totals(checkpoints: checkpoint.Checkpoints, step: int) -> dict[str, float]:
+    """Those of the ledger when the checkpoint of `step` was saved."""
+    return checkpoints.notes(step)["totals"] if step else {}
+
+
 def check_schedules(folder: pathlib.Path, config, program, vocabulary, step: int) -> None:
     """Refuses durations under which an update already made would have been another one."""
     changed = config_lib.differences(run_folder.stored_config(folder), config) if step else {}
@@ -227,6 +238,31 @@ def check_schedules(folder: pathlib.Path, config, program, vocabulary, step: int
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
+
+
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    """One line where a device has too little memory."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"the device's memory is too small: {str(error).splitlines()[0]}; what to change: "
+            "python -m pretraining.plan --topology=here and the same --config"
+        ) from error
+
+
+@contextlib.contextmanager
+def _ending_at_sigterm() -> Iterator[None]:
+    """Outside the loop SIGTERM ends the program by an exception, as SIGINT does, so that the other
+    processes are told; and the first process of a container would ignore it."""
+    old = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
 
 
 @contextlib.contextmanager

@@ -4,10 +4,13 @@ import contextlib
 import math
 import os
 import pathlib
+import random
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from pretraining import metrics
 
@@ -17,24 +20,69 @@ RECIPE = "configs/masked_lm.py:tiny"
 MESH = ("mesh.data", "mesh.fsdp", "mesh.tensor")
 
 
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
+def start(words: Sequence[str], devices: int = 1, **variables: str | None) -> subprocess.Popen:
+    """Starts a command in the root of the repository, with pipes.
+
+    Args:
+      words: of the command.
+      devices: simulated ones.
+      variables: further ones of its environment; None removes one.
+    """
+    return subprocess.Popen(
+        words,
+        cwd=ROOT,
+        env=_environment(devices, variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
-def environment(devices: int) -> dict:
+def _environment(devices: int, variables: dict[str, str | None]) -> dict[str, str]:
     flags = f"--xla_force_host_platform_device_count={devices}"
-    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
+    usual = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
+    everything = os.environ | usual | variables
+    return {name: value for name, value in everything.items() if value is not None}
+
+
+class Ended(NamedTuple):
+    """How a process ended."""
+
+    status: int
+    out: str
+    err: str
+
+    def problem(self, status: int = 0) -> str | None:
+        """What is wrong if it should have ended with `status`; None = nothing."""
+        if self.status == status:
+            return None
+        return f"exit {self.status} instead of {status}: {self.err.strip()[-2000:]}"
+
+
+def finish(process: subprocess.Popen, timeout_s: float = TIMEOUT) -> Ended:
+    """Waits for the end; a process that hangs is killed, and has the status of that."""
+    try:
+        out, err = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+    return Ended(process.returncode, out, err)
+
+
+def wait_for(started: Sequence[subprocess.Popen], sign: Callable[[], bool]) -> bool:
+    """Whether the sign came while all of them ran."""
+    until = time.monotonic() + TIMEOUT
+    while time.monotonic() < until and all(process.poll() is None for process in started):
+        if sign():
+            return True
+        time.sleep(0.002)
+    return False
 
 
 @contextlib.contextmanager
 def running(commands, devices=4):
     """The commands as processes, which are gone afterwards, whatever happened."""
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    started = [
-        subprocess.Popen(words, cwd=ROOT, env=environment(devices), **streams) for words in commands
-    ]
+    started = [start(words, devices) for words in commands]
     try:
         yield started
     finally:
@@ -43,13 +91,24 @@ def running(commands, devices=4):
             process.communicate()
 
 
-def finish(process) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=TIMEOUT)
-    return process.returncode, out, err
-
-
 def last_line(text: str) -> str:
     return text.strip().splitlines()[-1]
+
+
+# ---------------------------------------------------------------------------------------- training
+
+
+def free_port() -> int:
+    """A port that nobody listens on, drawn below those that systems give to whoever asks for any.
+
+    So nothing else takes it before process 0 does; two tests at once draw the same one of 12,000
+    hardly ever.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as server, contextlib.suppress(OSError):
+            server.bind(("", port))
+            return port
+    raise RuntimeError("100 ports drawn at random are all in use")
 
 
 def commands_of(folder, overrides, mesh, count):
@@ -80,13 +139,13 @@ def lines_of(folder):
 
 
 def wait_for_line(started, folder, step: int) -> None:
-    """Until the metrics have come to `step`."""
-    deadline = time.monotonic() + TIMEOUT
-    while time.monotonic() < deadline:
-        ended = [process for process in started if process.poll() is not None]
-        assert not ended, ended[0].communicate()[1]
-        lines = lines_of(folder)
-        if lines and lines[-1]["step"] >= step:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"there is no line of step {step}")
+    """Until the metrics have come to `step`; an error if that does not happen."""
+    came = wait_for(started, lambda: last_step(folder) >= step)
+    ended = [process.communicate() for process in started if process.poll() is not None]
+    assert came, ended or f"there is no line of step {step}"
+
+
+def last_step(folder: pathlib.Path) -> int:
+    """Of the last metrics line; 0 = there is none."""
+    lines = lines_of(folder)
+    return lines[-1]["step"] if lines else 0

@@ -22,7 +22,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from pretraining import checkpoint
+from pretraining import manifest
 from pretraining.checkpoint import Checkpoints, load_parameters
 from pretraining.errors import UserError
 
@@ -237,7 +237,7 @@ def test_what_fails_in_the_background_is_raised(open_checkpoints, monkeypatch):
         raise OSError("no space left on device")
 
     checkpoints = open_checkpoints()
-    monkeypatch.setattr(checkpoint, "_write_manifest", fail)
+    monkeypatch.setattr(manifest, "write", fail)
     checkpoints.save(10, put(host_state(10), mesh(1, 1)))
     with pytest.raises(UserError, match="checkpoints/10 cannot be written: no space left .*none"):
         checkpoints.wait()
@@ -414,12 +414,12 @@ def test_a_flipped_byte_anywhere_is_found(saved, open_checkpoints, caplog):
 
 
 def test_a_file_that_cannot_be_read_is_damage(saved, open_checkpoints, caplog, monkeypatch):
-    def fail_on_20(path, sha256=checkpoint._sha256):
+    def fail_on_20(path, sha256=manifest._sha256):
         if "/20/" in str(path):
             raise OSError("Input/output error")
         return sha256(path)
 
-    monkeypatch.setattr(checkpoint, "_sha256", fail_on_20)
+    monkeypatch.setattr(manifest, "_sha256", fail_on_20)
     assert open_checkpoints().newest() == 10
     assert "cannot be read: Input/output error; step 10 is used instead" in caplog.text
 
@@ -483,7 +483,7 @@ TRAINING = """
 import os, signal, sys
 import flax.struct, jax, jax.numpy as jnp, numpy as np
 from typing import Any
-from pretraining import checkpoint
+from pretraining import checkpoint, manifest
 
 @flax.struct.dataclass
 class State:
@@ -498,7 +498,7 @@ for step in range(1, 1000):
     if step == 4 and sys.argv[2] in ("manifest", "deletion"):
         checkpoints.wait()
         if sys.argv[2] == "manifest":
-            checkpoint._write_manifest = die
+            manifest.write = die
         else:
             type(checkpoints._folder).rmtree = die
     array = np.random.default_rng(step).normal(size=(500, 1000))

@@ -9,27 +9,30 @@ import signal
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 import yaml
 
 from pretraining import checkpoint, processes, run_folder
+from tests.faults import bench
 from tests.running import (
     MESH,
     RECIPE,
     ROOT,
     TIMEOUT,
-    environment,
     finish,
     free_port,
     last_line,
     lines_of,
     running,
+    start,
     train,
     training,
+    wait_for,
     wait_for_line,
 )
+
+STEPS = 60  # many more than pass before a signal is sent and heard
 
 # -------------------------------------------------------------------------------- the whole command
 
@@ -80,7 +83,7 @@ def examples(overrides, output, mesh, count):
 
 @pytest.fixture(scope="module")
 def overrides(small_overrides, tmp_path_factory):
-    """A run of 20 steps, with heads that eight devices can share."""
+    """A run of STEPS steps, with heads that eight devices can share."""
     return small_overrides | {
         "data.cache": str(tmp_path_factory.mktemp("cache")),
         "data.copies": 2,
@@ -88,12 +91,12 @@ def overrides(small_overrides, tmp_path_factory):
         "model.heads": 8,
         "model.dropout": 0.0,
         "model.attention_dropout": 0.0,
-        "train.steps": 20,
+        "train.steps": STEPS,
         "model.layers": 1,
         "train.ema": 0.9,
         "checkpoint.every": 5,
-        "checkpoint.keep": 9,
-        "evaluate.every": 10,
+        "checkpoint.keep": 20,
+        "evaluate.every": 20,
         "log.every": 1,
         "guard.silence": 8.0,
     }
@@ -118,7 +121,7 @@ def stop_by_signal(folder, overrides, mesh, count, step, told):
         ends = [finish(process) for process in started]
     assert [status for status, _, _ in ends] == [143] * count, ends
     saved = checkpoint.Checkpoints(folder / run_folder.CHECKPOINTS, 1).newest()
-    assert step <= saved < 20
+    assert step <= saved < STEPS
     assert lines_of(folder)[-1]["step"] == saved
     assert all(f"at step {saved};" in out for _, out, _ in ends)
     return saved
@@ -135,7 +138,7 @@ def undisturbed(overrides, tmp_path_factory):
 def assert_same_losses(folder, reference):
     """The unigram loss depends on rows and masks alone."""
     found, wanted = lines_of(folder), lines_of(reference)
-    assert [line["step"] for line in found] == list(range(1, 21))
+    assert [line["step"] for line in found] == list(range(1, STEPS + 1))
     for line, expected in zip(found, wanted, strict=True):
         for key in ("train/loss", "eval/loss", "eval/ema/loss"):
             assert (key in line) == (key in expected)
@@ -172,13 +175,6 @@ def test_a_run_goes_on_with_other_processes_on_other_meshes(overrides, one_devic
     assert_same_losses(folder, one_device)
 
 
-def parameters(folder):
-    """Leaves of the parameters and of their moving average at the end."""
-    checkpoints = folder / run_folder.CHECKPOINTS
-    trees = [checkpoint.load_parameters(checkpoints, 20, ema)[0] for ema in (False, True)]
-    return jax.tree_util.tree_leaves_with_path(trees)
-
-
 def test_a_run_that_lost_processes_goes_on_bit_for_bit(overrides, undisturbed, tmp_path):
     folder = tmp_path / "run"
     for victim, number, step in ((1, "KILL", 2), (0, "KILL", 7), (1, "STOP", 12)):
@@ -191,15 +187,9 @@ def test_a_run_that_lost_processes_goes_on_bit_for_bit(overrides, undisturbed, t
         assert told in last_line(err)
         assert "Traceback" not in err
     train(folder, overrides, (2, 2, 2), 2)
-    untimed = [
-        [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines_of(run)]
-        for run in (folder, undisturbed)
-    ]
-    assert untimed[0] == untimed[1]
-    leaves, wanted = parameters(folder), parameters(undisturbed)
-    assert len(leaves) == len(wanted) > 40
-    for (path, leaf), (_, expected) in zip(leaves, wanted, strict=True):
-        assert leaf.tobytes() == expected.tobytes(), path
+    assert len(bench.untimed(folder)) == STEPS
+    assert len(bench.leaves(folder, STEPS)) > 40
+    assert bench.differences(folder, undisturbed, STEPS) == []
 
 
 # ---------------------------------------------------------------------------------------- launching
@@ -211,14 +201,8 @@ LAUNCH = ROOT / "experiments" / "launch"
 def launched(script, arguments, overrides, **variables):
     """One of the scripts, as a process with four simulated devices for each of its own."""
     options = [f"--config.{key}={value}" for key, value in overrides.items()]
-    process = subprocess.Popen(
-        ["bash", str(LAUNCH / script), *arguments, *options],
-        cwd=ROOT,
-        env=environment(4) | {"PYTHON": sys.executable} | variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    words = ["bash", str(LAUNCH / script), *arguments, *options]
+    process = start(words, 4, PYTHON=sys.executable, **variables)
     try:
         yield process
     finally:
@@ -240,6 +224,7 @@ def test_the_recipe_for_kubernetes_agrees_with_itself():
     rows, columns = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
     chips = container["resources"]["limits"]["google.com/tpu"]
     assert job["parallelism"] == job["completions"] == int(rows) * int(columns) // chips
+    assert pod["shareProcessNamespace"] is True  # process 1 is deaf to SIGTERM until it handles it
     assert container["command"][:4] == ["python", "-m", "pretraining.train", "--distributed"]
 
 
@@ -255,15 +240,43 @@ def test_the_laptop_recipe_runs(overrides, tmp_path):
     assert [line["step"] for line in lines_of(tmp_path / "run")] == list(range(1, 101))
 
 
-def test_the_recipe_for_hosts_stops_and_goes_on(overrides, tmp_path):
-    """With a stand-in for ssh that runs the command here."""
-    ssh, hosts, folder = tmp_path / "ssh", tmp_path / "hosts.txt", tmp_path / "run"
-    ssh.write_text('#!/bin/bash\nshift 2\nexec bash -c "$*"\n')
+def test_the_laptop_recipe_takes_a_new_folder_only(tmp_path):
+    with launched("laptop.sh", [str(tmp_path)], {}) as process:
+        status, out, err = finish(process)
+    assert (status, out) == (2, "")
+    assert err == f"error: {tmp_path} is there already; this recipe takes a new folder\n"
+
+
+def for_hosts(place, hosts, before=""):
+    """(arguments, environment) for hosts.sh, with a stand-in for ssh that runs commands here.
+
+    Args:
+      before: what that does first.
+    """
+    ssh, names = place / "ssh", place / "hosts.txt"
+    ssh.write_text(f'#!/bin/bash\nshift 2\n{before}\nexec bash -c "$*"\n')
     ssh.chmod(0o755)
-    hosts.write_text("127.0.0.1\n127.0.0.1\n")
-    arguments = [str(hosts), f"--config={RECIPE}", f"--workdir={folder}"]
+    names.write_text("127.0.0.1\n" * hosts)
+    arguments = [str(names), f"--config={RECIPE}", f"--workdir={place / 'run'}"]
+    return arguments, {"SSH": str(ssh), "PORT": str(free_port())}
+
+
+def test_the_recipe_for_hosts_stops_before_its_processes_have_begun(overrides, tmp_path):
+    """The signal comes while the first ssh is still connecting."""
+    slow = f'[[ $* == *exec* ]] && touch "{tmp_path}/connecting" && sleep 1'
+    arguments, variables = for_hosts(tmp_path, 2, slow)
+    with launched("hosts.sh", arguments, overrides, **variables) as process:
+        assert wait_for([process], (tmp_path / "connecting").exists)
+        process.send_signal(signal.SIGTERM)
+        status, out, err = finish(process)
+    assert status == 143, out + err
+    assert not lines_of(tmp_path / "run")
+
+
+def test_the_recipe_for_hosts_stops_and_goes_on(overrides, tmp_path):
+    folder = tmp_path / "run"
     for stopped in (True, False):
-        variables = {"SSH": str(ssh), "PORT": str(free_port())}
+        arguments, variables = for_hosts(tmp_path, 2)
         with launched("hosts.sh", arguments, overrides, **variables) as process:
             if stopped:
                 wait_for_line([process], folder, 3)
@@ -272,4 +285,4 @@ def test_the_recipe_for_hosts_stops_and_goes_on(overrides, tmp_path):
         assert status == (143 if stopped else 0), out + err
         assert "[0] " in out
         assert "[1] " in out
-    assert [line["step"] for line in lines_of(folder)] == list(range(1, 21))
+    assert [line["step"] for line in lines_of(folder)] == list(range(1, STEPS + 1))

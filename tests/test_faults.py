@@ -4,6 +4,7 @@ import functools
 import json
 import shutil
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ import pytest
 from pretraining import metrics
 from pretraining.config import objective_names
 from tests.faults import bench as runs
-from tests.faults import kills, storage, updates
+from tests.faults import faulty, kills, storage, suites, updates
+from tests.faults.__main__ import status
 from tests.faults.outcome import Outcome, table
+from tests.running import finish, start
 
 # Moments of the kills, in chains of one run.
 AIMS = dict.fromkeys(objective_names(), ("step", "save")) | {
@@ -25,6 +28,7 @@ SAMPLE = {
     "SIGINT": functools.partial(kills.stop_by_signal, seed=0, numbers=[signal.SIGINT]),
     "checkpoint": functools.partial(storage.damage_checkpoints, seed=0, kinds=["deleted"]),
     "disk": storage.fill_disk,
+    "gradient": functools.partial(updates.not_finite, seed=0, kinds=["gradient"]),
     "store": functools.partial(storage.damage_store, seed=0, kinds=["vocabulary swapped"]),
     "metrics": functools.partial(storage.cut_metrics, seed=0),
     "not finite": functools.partial(updates.not_finite, seed=0, kinds=["stop", "skip"]),
@@ -49,7 +53,11 @@ def make(trained, run_overrides, tmp_path_factory):
 
 @pytest.mark.parametrize("objective", AIMS)
 def test_a_run_survives_kills(objective, make):
-    check(kills.kill_often(make(objective), seed=0, aims=AIMS[objective]))
+    outcome = kills.kill_often(make(objective), seed=0, aims=AIMS[objective])
+    check(outcome)
+    assert outcome.injected == len(AIMS[objective])
+    if "compile" in AIMS[objective]:  # the one phase that lasts until the kill for certain
+        assert "compile" in outcome.note
 
 
 @pytest.mark.parametrize("name", SAMPLE)
@@ -64,6 +72,70 @@ def check(outcome: Outcome) -> None:
 
 
 # --------------------------------------------------------------------- what the faults are told by
+
+
+@pytest.mark.parametrize(
+    "kill, following, complaints",
+    [
+        (kills.Kill("step", starts=1, saved=14), 14, 0),
+        (kills.Kill("step", starts=1, saved=14), 7, 1),  # a whole checkpoint was not used
+        (kills.Kill("save", starts=1, saved=14), 21, 1),  # one that was not whole was
+        (kills.Kill("save", starts=2, saved=7), 7, 1),  # no start has followed
+        (kills.Kill("start", starts=0, saved=0), 14, 0),
+        (kills.Kill("step", starts=1, saved=14, complaint="it hangs"), 14, 1),
+    ],
+)
+def test_a_kill_was_survived_if_the_next_start_goes_on(kill, following, complaints):
+    assert len(kills.judge(kill, [0, following])) == complaints
+
+
+def test_a_sign_that_does_not_come_is_a_complaint():
+    process = start([sys.executable, "-c", ""])
+    assert "did not come" in runs.kill_when(process, lambda: False)
+    process = start([sys.executable, "-c", "import time; time.sleep(100)"])
+    assert runs.kill_when(process, lambda: True) is None
+
+
+def test_a_variable_can_be_removed(monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "somewhere")
+    words = [sys.executable, "-c", "import os; print('JAX_COMPILATION_CACHE_DIR' in os.environ)"]
+    assert finish(start(words)).out == "True\n"
+    assert finish(start(words, JAX_COMPILATION_CACHE_DIR=None)).out == "False\n"
+
+
+def test_the_faulty_objective_is_written_once(tmp_path):
+    bench = runs.Bench(tmp_path, "masked_lm", {}, None)
+    first = faulty.install(bench)
+    path = tmp_path / "elsewhere/objectives/faulty.py"
+    node = path.stat().st_ino
+    assert faulty.install(bench) == first
+    assert path.stat().st_ino == node
+    assert [file.name for file in path.parent.iterdir()] == ["faulty.py"]
+
+
+def test_a_report_of_other_tests_becomes_a_row(tmp_path):
+    cases = [
+        '<testcase name="good"/>',
+        '<testcase name="bad"><failure message="one line"/></testcase>',
+        '<testcase name="absent"><skipped message="no mount"/></testcase>',
+    ]
+    (tmp_path / "report.xml").write_text(f"<suites><suite>{''.join(cases)}</suite></suites>")
+    outcome = Outcome("tests", "-")
+    suites.read(tmp_path / "report.xml", outcome)
+    assert (outcome.injected, outcome.survived, outcome.complaints) == (2, 1, ["bad: one line"])
+    assert outcome.note == "1 passed, 1 failed, 1 skipped"
+    assert outcome.skipped == "absent (no mount)"
+    assert not outcome.passed
+
+
+def test_everything_is_not_done_where_something_was_skipped():
+    good, skipped = Outcome("kill", "one"), Outcome("disk", "one", skipped="no mount")
+    good.count()
+    bad = Outcome("kill", "two", complaints=["it hangs"])
+    assert status([good], everything=True) == 0
+    assert status([good, skipped], everything=False) == 0
+    assert status([good, skipped], everything=True) == 1
+    assert status([good, bad], everything=False) == 1
 
 
 @pytest.fixture

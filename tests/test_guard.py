@@ -17,6 +17,7 @@ from pretraining.errors import UserError
 SEED = {"init": 1, "data": 2}
 GOOD = {"finite": True, "loss": 2.0, "gradient_norm": 1.0, "loss_deviation": 0.5}
 BAD = {"finite": False, "loss": math.nan, "gradient_norm": math.inf, "loss_deviation": 0.0}
+GOOD["skipped_in_a_row"], BAD["skipped_in_a_row"] = 0, 1
 
 
 class Saved:
@@ -84,16 +85,13 @@ def test_before_the_first_checkpoint_there_is_none(tmp_path):
 
 def test_skipping_ends_after_so_many_in_a_row(tmp_path, capsys):
     judge = make(tmp_path, non_finite="skip").judge
-    for step in range(1, guard.MOST_SKIPPED):
-        assert judge(step, BAD, rows())
-    assert not judge(guard.MOST_SKIPPED, GOOD, rows())  # the count begins anew
-    for step in range(101, 100 + guard.MOST_SKIPPED):
-        assert judge(step, BAD, rows())
+    for count in range(1, guard.MOST_SKIPPED):
+        assert judge(count, BAD | {"skipped_in_a_row": count}, rows())
     told = capsys.readouterr().out.splitlines()
-    assert len(told) == 2 * (guard.MOST_SKIPPED - 1)
+    assert len(told) == guard.MOST_SKIPPED - 1
     assert told[0].startswith("warning: skipped: update 1 is not finite")
     with pytest.raises(UserError, match=r"^20 updates in a row were skipped; update 120 is not"):
-        judge(120, BAD, rows())
+        judge(120, BAD | {"skipped_in_a_row": guard.MOST_SKIPPED}, rows())
 
 
 def test_a_spike_takes_the_run_back_as_often_as_allowed(tmp_path, capsys):
@@ -139,6 +137,7 @@ def test_a_batch_is_kept_as_it_was(tmp_path):
 
 def test_the_rows_of_all_processes_are_put_together(tmp_path, monkeypatch):
     """Processes 0 and 1 read places 0, 2 and 2, 3, in two copies."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
     for process, places in ((0, (0, 2)), (1, (2, 3))):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         both = [np.concatenate(pair) for pair in zip(rows(places), rows(places, 1), strict=True)]
@@ -147,6 +146,52 @@ def test_the_rows_of_all_processes_are_put_together(tmp_path, monkeypatch):
     assert kept.index.tolist() == [0, 0, 2, 2, 3, 3]
     assert kept.copy.tolist() == [0, 1, 0, 1, 0, 1]
     assert kept.tokens[:, 1].tolist() == [20, 20, 24, 24, 26, 26]
+
+
+def test_a_step_that_goes_wrong_again_after_a_rewind_is_another_batch(tmp_path):
+    for skips in ((), ((7, 2),)):
+        guard.save_batch(tmp_path, guard.Batch(20, GOOD, rows((len(skips),)), SEED, skips))
+    assert guard.load_batch(tmp_path, 20).rows.index.tolist() == [1]
+    assert len(list((tmp_path / guard.OFFENDING).glob("20-*.json"))) == 2
+
+
+def test_so_many_batches_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(guard, "MOST_KEPT", 3)
+    for step in range(1, 6):
+        guard.save_batch(tmp_path, guard.Batch(step, GOOD, rows(), SEED, ()))
+    assert [guard.load_batch(tmp_path, step) is not None for step in range(1, 6)] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\x05\x06" + bytes(18), b"nonsense"])
+def test_a_damaged_batch_is_said_so(content, tmp_path):
+    guard.save_batch(tmp_path, guard.Batch(20, GOOD, rows(), SEED, ()))
+    (file,) = (tmp_path / guard.OFFENDING).glob("*.npz")
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match="offending/20-0.* is damaged"):
+        guard.load_batch(tmp_path, 20)
+
+
+def test_damaged_rewinds_are_said_so(tmp_path):
+    (tmp_path / guard.REWINDS).write_text('{"spike": 3')
+    with pytest.raises(UserError, match=r"rewinds.jsonl is damaged"):
+        guard.read_rewinds(tmp_path)
+
+
+def test_a_rewind_beyond_an_earlier_one_skips_all_that_was_read():
+    """Batches 0 to 199 and 205 to 234 were read when the run goes from update 230 back to 100."""
+    spike = guard.Spike(230, GOOD)
+    earlier = [{"checkpoint": 200, "skipped_batches": 5}]
+    skips = guard.skips(guard.add_rewind(earlier, spike, 100))
+    assert [loader.batch_number(step, skips) for step in (99, 100, 104)] == [99, 235, 239]
+    assert loader.batch_number(200, skips) > loader.batch_number(199, skips)
 
 
 def test_rewinds_are_noted_one_after_the_other(tmp_path, capsys):

@@ -1,5 +1,7 @@
 """The reader of compiled programs, on a text counted by hand and on programs compiled here."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -9,7 +11,8 @@ from pretraining import hlo
 
 # A loop of five rounds (its length stands in the condition) in which an asynchronous all-gather
 # doubles 2 x 4 bfloat16, and a loop of three (written beside it) inside of it; an all-reduce that
-# two fusions share; a permutation in a wrapped call; a reduce-scatter whose operand is the larger.
+# two fusions share; a permutation in a wrapped call; a reduce-scatter whose operand is the larger,
+# and one as TPUs have it, an all-reduce of 12 float32 of which a fusion keeps 6.
 TEXT = """HloModule jit_f, is_scheduled=true, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
 
 %add (x: f32[], y: f32[]) -> f32[] {
@@ -56,6 +59,12 @@ TEXT = """HloModule jit_f, is_scheduled=true, entry_computation_layout={(f32[8]{
   %reduced.2 = f32[8]{0} all-reduce(%p.6), channel_id=2, to_apply=%add
 }
 
+%all-reduce-scatter.3 (p.8: f32[12]) -> f32[6] {
+  %p.8 = f32[12]{0} parameter(0)
+  %reduced.3 = f32[12]{0} all-reduce(%p.8), channel_id=9, to_apply=%add
+  ROOT %slice = f32[6]{0} dynamic-slice(%reduced.3, %place), dynamic_slice_sizes={6}
+}
+
 %wrapped (p.7: u8[16]) -> u8[16] {
   %p.7 = u8[16]{0} parameter(0)
   ROOT %moved = u8[16]{0} collective-permute(%p.7), channel_id=3, source_target_pairs={{0,1}}
@@ -67,6 +76,8 @@ ENTRY %main.1_spmd (param: f32[8]) -> f32[8] {
   %while.2 = (s32[], bf16[2,4]{1,0}) while(%t.1), condition=%condition, body=%body
   %begin = (f32[8]{0}, f32[7]{0}) fusion(%param), kind=kCustom, calls=%fused.1
   %end = f32[8]{0} fusion(%param), kind=kCustom, calls=%fused.2
+  %twelve = f32[12]{0} broadcast(%param), dimensions={0}
+  %six = f32[6]{0} fusion(%twelve), kind=kCustom, calls=%all-reduce-scatter.3
   %bytes = u8[16]{0} convert(%param)
   %call = ((u8[16]{0}), u8[16]{0}, u32[]) async-start(%bytes), calls=%wrapped
   %answer = u8[16]{0} async-done(%call), calls=%wrapped
@@ -78,7 +89,7 @@ ENTRY %main.1_spmd (param: f32[8]) -> f32[8] {
 def test_the_hand_made_program_is_read():
     module = hlo.parse(TEXT)
     assert module.entry == "main.1_spmd"
-    assert len(module.computations) == 9
+    assert len(module.computations) == 10
     tuple_ = module.computations["main.1_spmd"]["t.1"]
     assert tuple_.arrays == (("s32", ()), ("bf16", (2, 4)), ("f32", (3,)))
     assert [array.bytes for array in tuple_.arrays] == [4, 16, 12]
@@ -91,14 +102,72 @@ def test_collectives_are_counted_as_often_as_they_run():
         "all-gather": (5, 5 * 4 * 4 * 2),
         "all-reduce": (1, 8 * 4),
         "collective-permute": (1, 16),
-        "reduce-scatter": (5 * 3, 15 * 10 * 4),
+        "reduce-scatter": (5 * 3 + 1, 15 * 10 * 4 + 12 * 4),
     }
 
 
 def test_loops_without_a_told_length_count_once():
     untold = TEXT.replace("direction=LT", "direction=GT").replace("known_trip_count", "unknown")
     traffic = hlo.collectives(hlo.parse(untold))
-    assert (traffic["all-gather"].count, traffic["reduce-scatter"].count) == (1, 1)
+    assert (traffic["all-gather"].count, traffic["reduce-scatter"].count) == (1, 1 + 1)
+
+
+@pytest.mark.parametrize(
+    "branches",
+    [
+        "branch_computations={%gather, %permute, %nothing}",
+        "true_computation=%permute, false_computation=%gather",
+    ],
+)
+def test_a_conditional_counts_as_the_branch_that_moves_most(branches):
+    """One gathering of 64 bytes, in a call, outweighs two permutations of 16."""
+    text = """
+%inner (a: u8[32]) -> u8[64] {
+  %a = u8[32]{0} parameter(0)
+  ROOT %gathered = u8[64]{0} all-gather(%a), channel_id=1, dimensions={0}
+}
+
+%gather (b: u8[32]) -> u8[64] {
+  %b = u8[32]{0} parameter(0)
+  ROOT %called = u8[64]{0} call(%b), to_apply=%inner
+}
+
+%permute (c: u8[16]) -> u8[64] {
+  %c = u8[16]{0} parameter(0)
+  %once = u8[16]{0} collective-permute(%c), channel_id=2, source_target_pairs={{0,1}}
+  %twice = u8[16]{0} collective-permute(%once), channel_id=3, source_target_pairs={{0,1}}
+}
+
+%nothing (d: u8[16]) -> u8[64] {
+  %d = u8[16]{0} parameter(0)
+}
+
+ENTRY %main (index: s32[], e: u8[32], f: u8[16]) -> u8[64] {
+  %index = s32[] parameter(0)
+  %e = u8[32]{0} parameter(1)
+  %f = u8[16]{0} parameter(2)
+  ROOT %result = u8[64]{0} conditional(%index, %e, %f, %f), BRANCHES
+}
+"""
+    module = hlo.parse(text.replace("BRANCHES", branches))
+    assert hlo.collectives(module) == {"all-gather": (1, 64)}
+
+
+def test_collectives_of_a_program_for_a_slice():
+    """The gradient of two layers of 256 x 256, in a scan, their rows shared out over a v5e:2x4.
+
+    As libtpu 0.0.42.1 compiled it; all but the loops, the collectives and what they take is left
+    out. Each layer is gathered in bfloat16 for the forward and for the backward pass, there in
+    three fusions of one channel, and the float32 gradient of each is reduced and scattered.
+
+        def loss(w, x):
+            return jnp.sum(jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, w)[0] ** 2)
+    """
+    text = pathlib.Path(__file__).with_name("fsdp_v5e_2x4.hlo").read_text()
+    assert hlo.collectives(hlo.parse(text)) == {
+        "all-gather": (2 + 2, 4 * 256 * 256 * 2),
+        "reduce-scatter": (2, 2 * 256 * 256 * 4),
+    }
 
 
 def test_buffers_are_those_outside_fusions():

@@ -89,15 +89,17 @@ def test_every_leaf_of_the_state_is_donated(name):
     assert compiled.memory_analysis().alias_size_in_bytes == held
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("execution", ["unrolled", "scanned"])
-def test_rematerialization_keeps_less_for_the_backward_pass(execution):
+def test_rematerialization_keeps_less_for_the_backward_pass(execution, dtype):
     """Bytes that the forward pass hands on: what a CPU's compiler makes of them tells nothing."""
-    sizes = [residuals(execution, policy) for policy in ("none", "dots", "outputs", "full")]
+    policies = ("none", "dots", "outputs", "full")
+    sizes = [residuals(execution, dtype, policy) for policy in policies]
     assert sizes == sorted(set(sizes), reverse=True)
 
 
-def residuals(execution, policy):
-    overrides = {"model.execution": execution, "model.remat": policy}
+def residuals(execution, dtype, policy):
+    overrides = {"model.execution": execution, "model.dtype": dtype, "model.remat": policy}
     program, config, rows = built("causal_lm", overrides)
     objective, state = program.objective, program.state
     examples, knobs, key = step_lib.inputs(objective, config, jnp.zeros((), jnp.int32), rows)

@@ -118,16 +118,23 @@ def test_initialization_is_bit_equal_and_in_shares(objective, sizes):
         assert {shard.data.shape for shard in leaf.addressable_shards} == {share}, name
     if sizes == (8, 1, 1):  # whose devices hold the same parameters
         return
-    memory = compiled.memory_analysis()  # of one device; one table and its draws are a third of all
+    memory = compiled.memory_analysis()  # of one device
     held = memory.output_size_in_bytes + memory.temp_size_in_bytes
-    assert held < 0.75 * sum(leaf.nbytes for leaf in reference.values())
+    shares = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(placed))
+    largest = max(leaf.nbytes for leaf in reference.values())
+    # What is drawn at a time: a table, its bits, and a copy of either: QUICK reuses no buffer.
+    assert held <= shares + 3 * largest
 
 
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_an_update_is_that_of_one_device(objective, sizes):
     """Losses to 1e-5 and the gradient to 1e-5 of its norm: sums of the same addends in another
-    order. Dropout is on: its draws, like the masks, are the same on every mesh."""
+    order. What the update adds to a parameter, to 1e-4 of its largest entry and the rounding of
+    the sum, which is 1e-2 of the smallest updates.
+
+    Dropout is on: its draws, like the masks, are the same on every mesh.
+    """
     after, metrics = update(objective, sizes)
     expected, figures = update(objective, ONE)
     assert metrics.keys() == figures.keys()
@@ -135,11 +142,15 @@ def test_an_update_is_that_of_one_device(objective, sizes):
         tolerance = 1e-6 if name.startswith(BY_MASKS_ALONE) else 1e-5
         np.testing.assert_allclose(metrics[name], value, rtol=tolerance, err_msg=name)
     assert relative(gradient(after), gradient(expected)) < 1e-5
+    begin = named_leaves(jax.device_get(initialize(objective, ONE)[1].params))
     theirs = named_leaves(expected.params)
     for name, leaf in named_leaves(after.params).items():
         if not name.endswith("attention/key/bias"):  # its true gradient is 0
             largest = np.abs(theirs[name]).max()
             np.testing.assert_allclose(leaf, theirs[name], rtol=0, atol=1e-4 * largest)
+            change, wanted = leaf - begin[name], theirs[name] - begin[name]
+            tolerance = 1e-4 * np.abs(wanted).max() + np.spacing(largest)
+            np.testing.assert_allclose(change, wanted, rtol=0, atol=tolerance, err_msg=name)
 
 
 BY_MASKS_ALONE = ("knobs/", "unigram_loss", "overflow", "learning_rate")

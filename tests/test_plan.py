@@ -2,16 +2,22 @@
 
 import importlib.util
 import json
+import os
+import pathlib
+import shutil
+import subprocess
+import types
 
 import jax
 import pytest
 
 from pretraining import config as config_lib
-from pretraining import plan
+from pretraining import flops, plan, sharding
 from pretraining import program as program_lib
 from pretraining.data import tokenizer
 from pretraining.errors import UserError
 
+ROOT = pathlib.Path(__file__).parent.parent
 SMALL = {
     "data.sequence_length": 32,
     "tokenizer.size": 320,
@@ -108,25 +114,47 @@ GIB = 2**30
 MEMORY = {"parameters": 8 * GIB, "optimizer": 16 * GIB, "moving average": 0, "batch": 0}
 
 
+def make_mesh(data, fsdp, tensor, topology="cpu"):
+    topology = f"cpu:{data * fsdp * tensor}" if topology == "cpu" else topology
+    config = recipe(mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor)
+    return sharding.make_mesh(config, plan.devices(topology))
+
+
 @pytest.mark.parametrize(
-    "mesh, first",
+    "mesh, advised",
     [
         # Parameters, gradients and optimizer are 32 GiB: half of 16 GiB hold a quarter of them.
-        ((8, 1, 1), "config.mesh.fsdp=4: "),
-        ((2, 4, 1), "config.mesh.fsdp=8: "),  # all there are
-        ((1, 8, 1), "config.mesh.tensor=2: "),
-        ((1, 4, 2), "a larger --topology: "),  # two heads
+        ((8, 1, 1), (2, 4, 1)),
+        ((2, 4, 1), (1, 8, 1)),  # all there are
+        ((2, 2, 2), (1, 4, 2)),
     ],
 )
-def test_large_states_are_shared_out(mesh, first):
-    mesh = dict(zip(("data", "fsdp", "tensor"), mesh, strict=True))
+def test_large_states_are_shared_out_over_a_mesh_that_can_be_typed(mesh, advised):
+    mesh = make_mesh(*mesh)
+    typed = {f"mesh.{axis}": size for axis, size in mesh.shape.items()}
     lines = plan.advice(recipe(), mesh, MEMORY, needed=40 * GIB, capacity=16 * GIB)
-    assert lines[0].startswith(first)
+    keys, _, reason = lines[0].partition(": ")
+    assert reason == "parameters, gradients and optimizer take 32.0 GiB"
+    for word in keys.split():
+        key, size = word.removeprefix("config.").split("=")
+        typed[key] = int(size)
+    config = config_lib.load("configs/causal_lm.py:tiny", SMALL | typed)
+    assert sharding.make_mesh(config, plan.devices("cpu:8")).axis_sizes == advised
+
+
+@pytest.mark.parametrize("mesh", [(1, 8, 1), (1, 4, 2)])
+def test_states_that_all_devices_share_need_more_devices(mesh):
+    mesh = make_mesh(*mesh)
+    lines = plan.advice(recipe(), mesh, MEMORY, needed=40 * GIB, capacity=16 * GIB)
+    assert lines[0] == (
+        "a larger --topology: parameters, gradients and optimizer take 32.0 GiB "
+        "on each of 8 devices"
+    )
 
 
 def test_large_activations_are_made_smaller():
     memory = {key: value / 32 for key, value in MEMORY.items()}  # 1 GiB with gradients
-    mesh = dict(data=4, fsdp=1, tensor=1)
+    mesh = make_mesh(4, 1, 1)
     config = recipe(train__batch_size=64, data__sequence_length=1024, model__logits_chunk=64)
     lines = plan.advice(config, mesh, memory, needed=40 * GIB, capacity=16 * GIB)
     assert lines == [
@@ -141,14 +169,14 @@ def test_large_activations_are_made_smaller():
 
 def test_microbatches_have_at_least_one_row():
     config = recipe(train__batch_size=8, model__remat="full")
-    mesh, memory = dict(data=4, fsdp=1, tensor=1), dict.fromkeys(MEMORY, 0)
+    mesh, memory = make_mesh(4, 1, 1), dict.fromkeys(MEMORY, 0)
     lines = plan.advice(config, mesh, memory, needed=400 * GIB, capacity=16 * GIB)
     assert lines[0].startswith("config.train.accumulation=2: ")
 
 
 def test_what_is_turned_already_is_not_advised():
     config = recipe(model__remat="full", train__batch_size=8)
-    mesh = dict(data=8, fsdp=1, tensor=1)
+    mesh = make_mesh(8, 1, 1)
     memory = dict.fromkeys(MEMORY, 0)
     lines = plan.advice(config, mesh, memory, needed=40 * GIB, capacity=16 * GIB)
     assert [line.split(" ")[1] for line in lines] == [
@@ -170,6 +198,30 @@ def test_what_is_turned_already_is_not_advised():
 )
 def test_the_compiler_tells_what_it_needs(complaint, gib):
     assert plan.needed_by(complaint) == pytest.approx(gib * GIB)
+
+
+@pytest.mark.parametrize(
+    "kind, told, bytes",
+    [
+        ("TPU v5 lite", None, 15.75 * GIB),
+        ("NVIDIA H100", {"bytes_limit": 3}, 3),  # of several sizes
+        ("unheard of", {"bytes_limit": 3}, 3),
+        ("cpu", None, None),
+    ],
+)
+def test_the_memory_of_a_device_is_known_or_asked_for(kind, told, bytes):
+    device = types.SimpleNamespace(device_kind=kind, memory_stats=lambda: told)
+    assert plan._capacity(device) == bytes
+
+
+def test_another_failure_of_the_compiler_is_one_line(monkeypatch):
+    def fail(program, config):
+        raise jax.errors.JaxRuntimeError("INTERNAL: Mosaic failed\n at some place\n and another")
+
+    monkeypatch.setattr(program_lib, "compile_update", fail)
+    with pytest.raises(UserError) as caught:
+        plan.measure(recipe(), "cpu:8", 0.5)
+    assert str(caught.value) == ("--topology='cpu:8': the compiler failed: INTERNAL: Mosaic failed")
 
 
 @pytest.mark.parametrize(
@@ -210,8 +262,27 @@ def test_slices_that_are_not_built_are_refused(topology):
 
 
 @needs_libtpu
+def test_what_is_compiled_for_a_slice_is_never_read_from_the_cache():
+    """A warning, and so an error, if it were; the first program decides for CPUs that it is."""
+    jax.jit(lambda x: x + 5)(1.0)
+    place = jax.sharding.SingleDeviceSharding(plan.devices("v5e:2x2")[0])
+    array = jax.ShapeDtypeStruct((8, 128), "float32", sharding=place)
+    for _ in range(2):
+        jax.jit(lambda x: x * 5).lower(array).compile()
+
+
+@needs_libtpu
 def test_a_v4_chip_is_one_device():
     assert len(plan.devices("v4:2x2x1")) == 4
+
+
+@needs_libtpu
+def test_no_mesh_is_advised_that_cuts_a_side_of_the_torus():
+    """Of the sides 4, 4 and 8 no product is 64, which would be enough."""
+    memory = MEMORY | {"optimizer": 128 * GIB}
+    mesh = make_mesh(16, 8, 1, "v4:4x4x8")
+    lines = plan.advice(recipe(), mesh, memory, needed=200 * GIB, capacity=48 * GIB)
+    assert lines[0].startswith("config.mesh.data=1 config.mesh.fsdp=128: ")
 
 
 @needs_libtpu
@@ -239,14 +310,58 @@ def test_splash_attention_is_compiled_for_a_slice(documents):
 def test_a_step_for_a_slice_is_held_against_its_memory():
     found = plan.measure(recipe(mesh__data=1), "v5e:2x2", 0.5)
     assert found.fits
-    assert found.capacity == 16 * GIB
+    assert found.capacity == 15.75 * GIB
     assert found.tokens_per_day == pytest.approx(86_400 * 4 * 0.5 * 197e12 / found.token_flops)
 
 
 @needs_libtpu
 def test_a_step_that_no_compiler_fits_is_reported(capsys):
-    """A table of 2^24 x 512 float32, 32 GiB, on each chip of 16 GiB."""
+    """A table of 2^24 x 512 float32, 32 GiB, on each chip of 15.75 GiB."""
     mesh = dict(mesh__data=4, mesh__fsdp=1, mesh__tensor=1)
     large = recipe(tokenizer__size=2**24, model__width=512, **mesh)
     assert plan.main(large, "v5e:2x2", None, None) == 1
-    assert "config.mesh.fsdp=4: parameters" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "config.mesh.data=1 config.mesh.fsdp=4: parameters" in printed
+    assert "15.750: TOO BIG" in printed
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    "topology", ["v2:2x2", "v3:2x2", "v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"]
+)
+def test_memory_is_what_the_compiler_allows(topology):
+    device = plan.devices(topology)[0]
+    place = jax.sharding.SingleDeviceSharding(device)
+    huge = jax.ShapeDtypeStruct((200, 2**28), "float32", sharding=place)  # 200 GiB
+    with pytest.raises(jax.errors.JaxRuntimeError) as caught:
+        jax.jit(lambda x: x.sort(0)).lower(huge).compile()
+    capacity = flops.chip(device.device_kind).memory / GIB
+    assert f"available HBM ({capacity:.2f}G)" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "printed, status, kept",
+    [
+        ("tokens per day", 0, True),
+        ("It does not fit. What to change", 1, True),
+        ("Traceback (most recent call last)", 1, False),
+        ("error: no such topology", 2, False),
+    ],
+)
+def test_reports_of_plans_that_failed_are_not_kept(tmp_path, printed, status, kept):
+    """experiments/plan/run.sh with a python that prints a line and ends with a status."""
+    folder = tmp_path / "experiments/plan"
+    folder.mkdir(parents=True)
+    script = shutil.copy(ROOT / "experiments/plan/run.sh", folder)
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho '{printed}'\nexit {status}\n")
+    python.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    names = ["bert_large_none", "bert_large"]
+    done = subprocess.run(
+        ["sh", script, *names], env=os.environ | {"PATH": path}, capture_output=True, text=True
+    )
+    assert done.stdout.split() == names  # one that fails does not keep the next from its turn
+    assert sorted(file.stem for file in folder.glob("*.txt")) == (sorted(names) if kept else [])
+    assert done.returncode == (0 if kept else 1)
+    assert kept or f"bert_large: no report: {printed}" in done.stderr

@@ -18,7 +18,7 @@ def now(monkeypatch):
 
     def fetch(figures):
         time[0] = max(time[0], figures["done"])
-        return {"loss": 1.0, "finite": True}
+        return {"loss": 1.0, "finite": True, "skipped_in_a_row": 0}
 
     monkeypatch.setattr(report.metrics, "fetch", fetch)
     return time
@@ -32,7 +32,9 @@ def make_report(folder, every, ledger, judge):
             log=dict(every=every, tensorboard=False, wandb="", profile_start=0, profile_steps=1),
         )
     )
-    return report.Report(folder, config, None, 0, ledger, types.SimpleNamespace(judge=judge))
+    return report.Report(
+        folder, config, None, 0, ledger, types.SimpleNamespace(judge=judge, rewinds=2)
+    )
 
 
 @pytest.mark.parametrize("every", [1, 2, 10])
@@ -55,7 +57,8 @@ def test_step_time_holds_the_wait_for_the_device(every, now, tmp_path):
         np.testing.assert_allclose(line["time/tokens_per_s"], 100 / line["time/step_s"])
         np.testing.assert_allclose(line["time/mfu"], 0.5 / line["time/step_s"])
         np.testing.assert_allclose(line["time/data_wait"], 0.25 / line["time/step_s"], rtol=0.02)
-        assert sum(goodput.read(lines, line["step"]).values()) <= now[0]
+        assert sum(line[f"time/total/{phase}"] for phase in goodput.PHASES) <= now[0]
+        assert line["train/rewinds"] == 2.0
 
 
 def test_an_unusual_update_is_logged_though_no_line_is_due(now, tmp_path):

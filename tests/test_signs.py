@@ -53,8 +53,10 @@ def test_where_all_stand_nobody_is_to_blame():
     assert signs.find_hanging({0: seen(stood=11), 1: seen(stood=12)}, 10) == (
         "all processes have stood for 11 s at step 7 in phase step"
     )
-    compiling = seen(phase="compile", stood=1e6)
+    compiling = seen(phase="compile", stood=99)
     assert signs.find_hanging({0: compiling, 1: compiling}, 10) is None
+    for_ever = compiling._replace(stood_s=100)
+    assert "stood for 100 s" in signs.find_hanging({0: for_ever, 1: for_ever}, 10)
 
 
 @pytest.mark.parametrize("phase, factor", [("compile", 10), ("save", 10), ("prepare", None)])
@@ -84,7 +86,8 @@ class Signs:
         (folder / signs.FOLDER).mkdir()
 
     def write(self, process, **values):
-        sign = {"start": "a", "beat": 1, "entered": 1} | values
+        sign = {"step": 0, "phase": "step", "entered": 1, "host": "h", "time": 0.0}
+        sign |= {"start": "a", "beat": 1, "ended": None, "verdict": None} | values
         signs.write(self.folder, process, sign)
 
     def look(self, watch, seconds, most=100.0):
@@ -100,6 +103,15 @@ def test_signs_of_earlier_starts_count_as_none(tmp_path):
     hand.write(1, start="new")
     assert hand.look(watch, 1.0)[1] == signs.Seen(signs.read(tmp_path, 1), 0.0, 0.0)
     assert hand.look(watch, 2.0)[1].silent_s == 2.0
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"start": "a", "beat": 1}'])
+def test_what_is_no_sign_counts_as_none(content, tmp_path):
+    hand = Signs(tmp_path)
+    (tmp_path / signs.FOLDER / "1.json").write_text(content)
+    assert signs.read(tmp_path, 1) is None
+    hand.write(1)
+    assert signs.read(tmp_path, 1)["beat"] == 1
 
 
 def test_time_counts_from_the_last_change(tmp_path):

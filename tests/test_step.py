@@ -69,7 +69,8 @@ def state(optimizer, w=2.0, ema=None):
     params = {"w": jnp.float32(w)}
     ema = None if ema is None else {"w": jnp.float32(ema)}
     losses = LossAverage(*[jnp.float32(0)] * 3)
-    return State(jnp.int32(0), params, optimizer.init(params), ema, jnp.int32(0), losses)
+    zero = jnp.int32(0)
+    return State(zero, params, optimizer.init(params), ema, zero, zero, losses)
 
 
 def by_hand(w):
@@ -121,6 +122,41 @@ def test_an_update_that_is_not_finite_changes_only_the_counters():
         (new.params, new.optimizer, new.ema),
         (begin.params, begin.optimizer, begin.ema),
     )
+
+
+def test_a_gradient_that_is_not_finite_changes_only_the_counters_whatever_the_loss():
+    """The square root of 0 is 0, and infinitely steep."""
+    root = OBJECTIVE._replace(
+        loss=lambda apply, params, *rest: {"root": Term(jnp.sqrt(params["w"]), jnp.float32(1))}
+    )
+    optimizer = optax.sgd(0.1, momentum=0.9)
+    update = jax.jit(step.train_step(root, optimizer, lambda step: 0.1, config(1, 0.9)))
+    begin = state(optimizer, w=0.0, ema=1.0)
+    new, metrics = update(begin, rows())
+    assert (metrics["loss"], metrics["gradient_norm"]) == (0.0, np.inf)
+    assert (new.step, new.skipped, metrics["finite"]) == (1, 1, False)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (new.params, new.optimizer, new.ema),
+        (begin.params, begin.optimizer, begin.ema),
+    )
+
+
+def test_the_learning_rate_is_that_of_the_updates_that_were_made():
+    """Three updates are skipped, then one is made: the optimizer's first."""
+    rate = lambda step: 0.1 * (1 + step.astype(jnp.float32))
+    optimizer = optax.sgd(rate)
+    update = jax.jit(step.train_step(OBJECTIVE, optimizer, rate, config()))
+    begin = state(optimizer, w=3e38)
+    for count in (1, 2, 3):
+        begin, metrics = update(begin, rows())
+        assert (begin.skipped, begin.skipped_in_a_row) == (count, count)
+    begin = begin.replace(params={"w": jnp.float32(2.0)})
+    after, metrics = update(begin, rows())
+    assert (after.step, after.skipped, after.skipped_in_a_row) == (4, 3, 0)
+    np.testing.assert_allclose(metrics["learning_rate"], 0.1, rtol=1e-6)
+    change = float(begin.params["w"] - after.params["w"])
+    np.testing.assert_allclose(abs(change), 0.1 * metrics["gradient_norm"], rtol=1e-5)
 
 
 def test_moving_average():

@@ -7,6 +7,10 @@
 set -euo pipefail
 workdir=${1:?"usage: $0 WORKDIR [--config.<key>=<value> ...]"}
 shift
+if [ -e "$workdir" ]; then
+    echo "error: $workdir is there already; this recipe takes a new folder" >&2
+    exit 2
+fi
 python=${PYTHON:-python}
 export JAX_PLATFORMS=cpu
 command=("$python" -m pretraining.train --config=configs/masked_lm.py:tiny --workdir="$workdir"

@@ -21,9 +21,17 @@ from pretraining.errors import UserError
 
 
 class Plan(NamedTuple):
-    """One store that a config needs: its source, the share held out, the folder."""
+    """One store that a config needs.
+
+    Attributes:
+      source: as the user wrote it.
+      fingerprint: of the source, see `corpus.fingerprint`; `folder` is named after it.
+      held_out: the share of the documents.
+      folder: the store's.
+    """
 
     source: str
+    fingerprint: str
     held_out: float
     folder: pathlib.Path
 
@@ -79,21 +87,21 @@ def missing(plan: Plan, count: int) -> list[int]:
     return [number for number, folder in folders.items() if not cache.is_complete(folder)]
 
 
-def merge(plan: Plan, count: int, data_config, vocabulary: Vocabulary) -> None:
-    """Makes a store complete out of its shares, none of which is missing, and removes them.
+def merge(plan: Plan, count: int, vocabulary: Vocabulary) -> None:
+    """Makes a store complete out of its shares, none of which is missing, and removes all shares.
 
     Memory holds one shard (file) of the store, whatever the sizes.
 
     Raises:
-      UserError: a share that is damaged, a store that would have no document on one side; see
-        `prepare.prepare`.
+      UserError: a share that is damaged or of another text, a store that would have no document
+        on one side; see `prepare.prepare`.
     """
     folders = [_share_folder(plan, Share(number, count)) for number in range(count)]
 
     def fill(folder: pathlib.Path) -> dict[str, Any]:
         shares = [store.open_store(each) for each in folders]
         for share in shares:
-            _check_share(plan, share, data_config, vocabulary)
+            _check_share(plan, share, vocabulary)
         manifests = [share.manifest for share in shares]
         counts = sum((collections.Counter(m["skipped"]) for m in manifests), collections.Counter())
         chunks = itertools.chain.from_iterable(map(_chunks, shares))
@@ -101,7 +109,6 @@ def merge(plan: Plan, count: int, data_config, vocabulary: Vocabulary) -> None:
         title = f"merging {count} shares of {_name(plan)}"
         shown = progress.show(chunks, title, " tokens", total, lambda part: part.tokens.size)
         facts = {
-            "corpus": manifests[0]["corpus"],
             "texts": [digest for m in manifests for digest in m["texts"]],
             "skipped": dict(sorted(counts.items())),
             "splits": store.write(folder, vocabulary, shown),
@@ -109,7 +116,8 @@ def merge(plan: Plan, count: int, data_config, vocabulary: Vocabulary) -> None:
         return _manifest(plan, vocabulary, facts)
 
     cache.publish(plan.folder, fill)
-    shutil.rmtree(folders[0].parent, ignore_errors=True)
+    for shares in plan.folder.parent.glob(f"{plan.folder.name}.shares-*"):  # of every count
+        shutil.rmtree(shares, ignore_errors=True)
 
 
 def text_digest(digests: list[str]) -> str:
@@ -128,27 +136,28 @@ def _chunks(share: Store) -> Iterator[dict[str, Encoded]]:
             yield {name: part}
 
 
-def _check_share(plan: Plan, share: Store, data_config, vocabulary: Vocabulary):
+def _check_share(plan: Plan, share: Store, vocabulary: Vocabulary):
     found = share.manifest["corpus"], share.vocabulary.fingerprint
-    if found != (corpus.fingerprint(plan.source, data_config), vocabulary.fingerprint):
-        raise UserError(cache.damaged(share.folder, "it is of another text or vocabulary"))
+    if found != (plan.fingerprint, vocabulary.fingerprint):
+        raise UserError(
+            f"{share.folder} is no share of {plan.source!r}, but of another text or vocabulary;"
+            " delete the folder and prepare that share again"
+        )
 
 
 def _tokenise(
     plan: Plan, share: Share, data_config, vocabulary, processes: int, folder: pathlib.Path
 ) -> dict[str, Any]:
     """Fills a folder with a share of the text, and returns what the manifest of a share holds."""
-    before = corpus.fingerprint(plan.source, data_config)
     parts = corpus.share_of(corpus.parts(plan.source, data_config), *share)
     record = corpus.Record([], collections.Counter())
     texts = corpus.read(parts, data_config.errors, record)
     encoded = encode.encode_all(texts, vocabulary, plan.held_out, processes)
     with contextlib.closing(encoded) as chunks:
         splits = store.write(folder, vocabulary, _show(chunks, plan, share, parts))
-    if corpus.fingerprint(plan.source, data_config) != before:
-        raise UserError(f"config.data.corpus: {plan.source!r} changed while it was being prepared")
+    corpus.check_unchanged(plan.source, plan.fingerprint, data_config)
     return {
-        "corpus": before,
+        "corpus": plan.fingerprint,
         "texts": record.digests,
         "skipped": dict(sorted(record.skipped.items())),
         "splits": splits,
@@ -173,7 +182,7 @@ def _manifest(plan: Plan, vocabulary: Vocabulary, facts: dict[str, Any]) -> dict
         "format": store.FORMAT,
         "source": plan.source,
         "share": plan.held_out,
-        "corpus": facts["corpus"],
+        "corpus": plan.fingerprint,
         "text_sha256": text_digest(facts["texts"]),
         "skipped": facts["skipped"],
         "vocabulary": vocabulary.fingerprint,

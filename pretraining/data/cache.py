@@ -97,7 +97,7 @@ def _locked(folder: pathlib.Path) -> Iterator[bool]:
 def _remove_remains(folder: pathlib.Path):
     """What dead processes left, and a folder that someone half deleted."""
     for partial in folder.parent.glob(f"{folder.name}.partial-*"):
-        own = partial.name.startswith(f"{folder.name}.partial-{platform.node()}-")
+        own = partial.name.rpartition("-")[0] == f"{folder.name}.partial-{platform.node()}"
         if own or time.time() - _last_write(partial) > _ABANDONED:
             shutil.rmtree(partial, ignore_errors=True)
     if folder.exists() and not is_complete(folder):

@@ -223,6 +223,19 @@ def fingerprint(source: str, data_config) -> str:
     return _digest(itertools.chain([known], contents))
 
 
+def check_unchanged(source: str, known: str, data_config) -> None:
+    """Before what was made of a source is kept under the address of the text that it had.
+
+    Args:
+      known: its `fingerprint` when the address was made.
+
+    Raises:
+      UserError: it has another one.
+    """
+    if fingerprint(source, data_config) != known:
+        raise UserError(f"config.data.corpus: {source!r} changed while it was being prepared")
+
+
 def _digest(parts: Iterable[bytes]) -> str:
     digest = hashlib.sha256()
     for part in parts:

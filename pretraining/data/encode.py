@@ -7,9 +7,12 @@ import functools
 import multiprocessing
 import multiprocessing.connection
 import os
+import pathlib
+import pickle
 import re
 import signal
 import sys
+import tempfile
 import threading
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -49,19 +52,33 @@ def encode_all(
     if processes == 1:
         yield from map(functools.partial(_encode, vocabulary, share), _chunked(texts))
         return
-    executor = concurrent.futures.ProcessPoolExecutor(
-        processes, multiprocessing.get_context("spawn"), _start_worker, (vocabulary, share)
-    )
-    try:
-        submit = functools.partial(_submit, executor)
-        yield from in_order(submit, _chunked(texts), 2 * processes)
-    except concurrent.futures.process.BrokenProcessPool:
-        raise UserError(
-            f"a process that tokenised died, perhaps for want of memory: {processes} ran at once;"
-            " lower config.data.workers"
-        ) from None
-    finally:
-        executor.shutdown(cancel_futures=True)
+    with _stored(vocabulary) as path:
+        executor = concurrent.futures.ProcessPoolExecutor(
+            processes, multiprocessing.get_context("spawn"), _start_worker, (path, share)
+        )
+        try:
+            submit = functools.partial(_submit, executor)
+            yield from in_order(submit, _chunked(texts), 2 * processes)
+        except concurrent.futures.process.BrokenProcessPool:
+            raise UserError(
+                f"a process that tokenised died, perhaps for want of memory: {processes} ran at"
+                " once; lower config.data.workers"
+            ) from None
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _stored(vocabulary: Vocabulary) -> Iterator[str]:
+    """Path of a temporary file with the vocabulary.
+
+    As an argument it would be written to the pipe that starts a worker, of which this process holds
+    both ends: where the worker dies before it reads, what a pipe cannot hold would block for ever.
+    """
+    with tempfile.NamedTemporaryFile() as file:
+        pickle.dump(vocabulary, file)
+        file.flush()
+        yield file.name
 
 
 def in_order(
@@ -145,8 +162,9 @@ def _main_hidden():
         sys.modules["__main__"] = main
 
 
-def _start_worker(vocabulary: Vocabulary, share: float):
+def _start_worker(path: str, share: float):
     global _encode_here
+    vocabulary = pickle.loads(pathlib.Path(path).read_bytes())
     _encode_here = functools.partial(_encode, vocabulary, share)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     threading.Thread(target=_exit_with_parent, daemon=True).start()

@@ -65,7 +65,7 @@ def train_batches(
     wanted, among_wanted = np.unique(index, return_inverse=True)
 
     def read(step: int) -> Row:
-        first = _batch_number(step, skips) * distinct
+        first = batch_number(step, skips) * distinct
         row = _read(
             [store.train for store, _ in stores],
             [addresses[first + number] for number in wanted.tolist()],
@@ -85,12 +85,13 @@ def row_addresses(
     Those are rows of the training split, as cut by `config.data.sequence_length`.
     """
     distinct = _distinct_rows(config)
-    addresses, first = _addresses(stores, config), _batch_number(step, skips) * distinct
+    addresses, first = _addresses(stores, config), batch_number(step, skips) * distinct
     places = [addresses[first + place] for place in range(distinct)]
     return [(stores[which][0].folder, number) for which, number in places]
 
 
-def _batch_number(step: int, skips: Skips) -> int:
+def batch_number(step: int, skips: Skips) -> int:
+    """The place of a step's batch among all batches, those included that were left out."""
     return step + sum(batches for since, batches in skips if step >= since)
 
 

@@ -73,7 +73,8 @@ def prepare(config, *, processes: int | None = None) -> Prepared:
 
     Raises:
       UserError: a source without documents, or with none on one side of the split; a store that is
-        damaged; a cache that cannot be written; what `corpus` and `tokenizer` raise.
+        damaged; a source that changes meanwhile; a cache that cannot be written; what `corpus` and
+        `tokenizer` raise.
     """
     sources, sets = corpus.sources(config.data.corpus), _sets(config.evaluate.sets)
     vocabulary = _vocabulary(config, sources)
@@ -142,15 +143,16 @@ def merge_shares(config, count: int) -> None:
             f" --shares={count} --share=<number>"
         )
     for plan in plans:
-        build.merge(plan, count, config.data, vocabulary)
+        build.merge(plan, count, vocabulary)
 
 
 def find_problems(config) -> list[str]:
     """What is wrong with the stores of a config: every byte hashed, every source read again."""
     sources = corpus.sources(config.data.corpus)
-    folder = _tokenizer_folder(config, sources)
-    if not config.tokenizer.model and (problems := cache.verify(folder)):
-        return problems
+    if not config.tokenizer.model:
+        folder = _tokenizer_folder(config, sources, _fingerprints(config, sources))
+        if problems := cache.verify(folder):
+            return problems
     plans = _plans(config, _vocabulary(config, sources))
     return [problem for plan in plans for problem in _check(plan, config)]
 
@@ -186,8 +188,9 @@ def _vocabulary(config, sources) -> Vocabulary:
     if config.tokenizer.model:
         vocabulary = tokenizer.load_model(config.tokenizer.model)
     else:
-        folder = _tokenizer_folder(config, sources)
-        cache.publish(folder, functools.partial(_train_tokenizer, config, sources))
+        texts = _fingerprints(config, sources)
+        folder = _tokenizer_folder(config, sources, texts)
+        cache.publish(folder, functools.partial(_train_tokenizer, config, sources, texts))
         cache.read_manifest(folder)
         vocabulary = Vocabulary.load(folder / "vocabulary")
     if vocabulary.eos is None:
@@ -195,13 +198,19 @@ def _vocabulary(config, sources) -> Vocabulary:
     return vocabulary
 
 
-def _tokenizer_folder(config, sources) -> pathlib.Path:
-    texts = [[corpus.fingerprint(source.name, config.data), source.weight] for source in sources]
+def _fingerprints(config, sources) -> list[str]:
+    return [corpus.fingerprint(source.name, config.data) for source in sources]
+
+
+def _tokenizer_folder(config, sources, fingerprints: list[str]) -> pathlib.Path:
+    texts = [[text, each.weight] for text, each in zip(fingerprints, sources, strict=True)]
     name = cache.address(store.FORMAT, texts, config.data.validation, config.tokenizer.to_dict())
     return cache.root(config.data) / "tokenizers" / name
 
 
-def _train_tokenizer(config, sources, folder: pathlib.Path) -> dict[str, Any]:
+def _train_tokenizer(
+    config, sources, fingerprints: list[str], folder: pathlib.Path
+) -> dict[str, Any]:
     """Samples each source's training documents by its weight, all of them bounded together."""
     names = [source.name for source in sources]
     print(f"training a tokenizer on {', '.join(names)}", file=sys.stderr)
@@ -214,6 +223,8 @@ def _train_tokenizer(config, sources, folder: pathlib.Path) -> dict[str, Any]:
         listed = ", ".join(map(repr, names))
         raise UserError(f"config.data.corpus: {listed} has no document to train a tokenizer on")
     tokenizer.train(texts, config.tokenizer).save(folder / "vocabulary")
+    for source, known in zip(sources, fingerprints, strict=True):
+        corpus.check_unchanged(source.name, known, config.data)
     return {"sources": names, "tokenizer": config.tokenizer.to_dict()}
 
 
@@ -241,7 +252,7 @@ def _mixed_counts(pairs) -> np.ndarray:
 def _plan(config, vocabulary: Vocabulary, source: str, held_out: float) -> Plan:
     text = corpus.fingerprint(source, config.data)
     name = cache.address(store.FORMAT, text, vocabulary.fingerprint, held_out)
-    return Plan(source, held_out, cache.root(config.data) / "stores" / name)
+    return Plan(source, text, held_out, cache.root(config.data) / "stores" / name)
 
 
 def _plans(config, vocabulary: Vocabulary) -> list[Plan]:

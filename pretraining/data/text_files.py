@@ -177,9 +177,15 @@ def _values(file, field: str) -> Iterator[bytes | None]:
 def _wrong_column(schema, field: str) -> str | None:
     if field not in schema.names:
         return f"has no column config.data.text_field={field!r}; it has {', '.join(schema.names)}"
-    if "string" not in str(schema.field(field).type):
-        return f"has {schema.field(field).type}, not string, in column {field!r}"
-    return None
+    kind = schema.field(field).type
+    return None if _is_text(kind) else f"has {kind}, not string, in column {field!r}"
+
+
+def _is_text(kind) -> bool:
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 
 def _lines(path, errors: str) -> Iterator[str | Malformed]:

@@ -38,7 +38,8 @@ def _mixed(x, kernel, dimensions, dtype):
 
 
 def _forward(x, kernel, dimensions, dtype):
-    return _mixed(x, kernel, dimensions, dtype), (x, kernel)
+    # Not `_mixed`, in which a policy of rematerialization would not see the product.
+    return _multiply(x, kernel.astype(x.dtype), dimensions, dtype), (x, kernel)
 
 
 def _backward(dimensions, dtype, saved, gradient):

@@ -67,7 +67,8 @@ def test_a_build_that_fails_leaves_nothing(tmp_path):
 
 def test_remains_of_the_dead_are_removed(tmp_path):
     own, old = f"a.partial-{platform.node()}-0", "a.partial-elsewhere-0"
-    for name in (own, old, "a.partial-elsewhere-1", "ab.partial-elsewhere-0"):
+    alive = f"a.partial-{platform.node()}-2-0"  # of a host whose name starts with this one's
+    for name in (own, old, alive, "a.partial-elsewhere-1", "ab.partial-elsewhere-0"):
         (tmp_path / name / "inner").mkdir(parents=True)
         (tmp_path / name / "inner" / "file").write_bytes(b"x")
     for path in [tmp_path / old, *(tmp_path / old).rglob("*")]:
@@ -77,7 +78,8 @@ def test_remains_of_the_dead_are_removed(tmp_path):
     (tmp_path / "a").mkdir()  # without a manifest
     (tmp_path / "a" / "left").write_bytes(b"x")
     cache.publish(tmp_path / "a", build)
-    assert names(tmp_path) == ["a", "a.partial-elsewhere-1", "ab.partial-elsewhere-0"]
+    left = ["a", alive, "a.partial-elsewhere-1", "ab.partial-elsewhere-0"]
+    assert names(tmp_path) == sorted(left)
     assert cache.verify(tmp_path / "a") == []
     assert not (tmp_path / "a" / "left").exists()
 

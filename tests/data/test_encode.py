@@ -34,6 +34,8 @@ import os, sys
 import numpy as np
 class Spy:
     size, eos = 9, 1
+    def __init__(self):
+        self.model = bytes(1 << 20)  # more than a pipe holds
     def encode_document(self, text):
         if text == "die":
             os._exit(1)
@@ -46,6 +48,7 @@ print("imported")
 from pretraining.data import encode
 from spy import Spy
 if __name__ == "__main__":
+    {first}
     encode.CHUNK_CHARACTERS = 1
     texts = {texts}
     for chunk in encode.encode_all(texts, Spy(), 0.0, 2):
@@ -53,9 +56,9 @@ if __name__ == "__main__":
 """
 
 
-def run_script(tmp_path, texts):
+def run_script(tmp_path, texts, first="pass"):
     (tmp_path / "spy.py").write_text(SPY)
-    (tmp_path / "script.py").write_text(SCRIPT.format(texts=texts))
+    (tmp_path / "script.py").write_text(SCRIPT.format(texts=texts, first=first))
     paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     return subprocess.run(
         [sys.executable, tmp_path / "script.py"],
@@ -75,3 +78,13 @@ def test_a_worker_that_dies_is_reported(tmp_path):
     done = run_script(tmp_path, ["a", "die", "a"])
     assert done.stderr.splitlines()[-1].startswith("pretraining.errors.UserError: a process that")
     assert "lower config.data.workers" in done.stderr
+
+
+def test_a_worker_that_dies_as_it_starts_is_reported(tmp_path):
+    """`false` ends without reading what the parent sends it."""
+    first = (
+        "import multiprocessing, shutil; from multiprocessing import resource_tracker;"
+        " resource_tracker.ensure_running(); multiprocessing.set_executable(shutil.which('false'))"
+    )
+    done = run_script(tmp_path, ["a"] * 4, first)
+    assert done.stderr.splitlines()[-1].startswith("pretraining.errors.UserError: a process that")

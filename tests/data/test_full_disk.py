@@ -48,7 +48,10 @@ def start(recipe, prefix=()) -> subprocess.Popen:
 
 
 class Disk:
-    """A tmpfs in a mount namespace of its own: it is gone with the process that holds it."""
+    """A tmpfs in a mount namespace of its own: it is gone with the process that holds it.
+
+    That one waits for the end of its input, so it ends with this process, however that dies.
+    """
 
     def __init__(self, folder: pathlib.Path, enter: list[str]):
         self.folder = folder
@@ -86,13 +89,13 @@ def disk(tmp_path_factory):
     if sys.platform != "linux" or not shutil.which("unshare") or not shutil.which("nsenter"):
         pytest.skip("needs Linux with unshare and nsenter")
     folder = tmp_path_factory.mktemp("disk")
-    mount = f"mount -t tmpfs -o size={PAGE * 5000} none {folder} && echo ready && exec sleep 600"
+    mount = f"mount -t tmpfs -o size={PAGE * 5000} none {folder} && echo ready && exec cat"
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     for user, join in (([], []), (["-r"], ["-U", "--preserve-credentials"])):
         words = ["unshare", "-m", *user, "sh", "-c", mount]
-        holder = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        holder = subprocess.Popen(words, **pipes, text=True)
         if holder.stdout.readline() == "ready\n":
             yield Disk(folder, ["nsenter", "-t", str(holder.pid), "-m", *join, "--wd=/"])
-            holder.kill()
             holder.communicate()
             return
         holder.communicate()
@@ -104,7 +107,7 @@ def undisturbed(disk, tmp_path_factory):
     """(recipe, hashes of what it makes, {folder of the cache: pages, manifests among them})."""
     recipe = write_recipe(tmp_path_factory.mktemp("corpus"), disk.folder, 4000, workers=1)
     process = start(recipe, disk.enter)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     hashes, total = disk.hashes(), disk.pages()
     assert sum(name.endswith("/manifest.json") for name in hashes) == 2
@@ -130,7 +133,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(disk, undisturbed, where, l
     disk.resize(before + 1 if less is None else pages[where] - less)
 
     process = start(recipe, disk.enter)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 2, err
     last = err.splitlines()[-1]
     assert last.startswith(f"error: config.data.cache: {disk.folder}/{where}/")
@@ -143,7 +146,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(disk, undisturbed, where, l
 
     disk.resize(5000)
     process = start(recipe, disk.enter)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert disk.hashes() == hashes
 
@@ -164,7 +167,7 @@ def test_a_killed_worker_is_one_line_and_nothing_is_believed(tmp_path):
             if "documents=" in line:  # both are at work
                 break
         os.kill(worker(process.pid), signal.SIGKILL)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=600)
     finally:
         process.kill()
     assert process.returncode == 2, err

@@ -209,6 +209,14 @@ CASES = {
         table({"text": [1, 2]}),
         {"strict": "has int64, not string, in column 'text'", "skip": f"malformed ones: 1 {FIELD}"},
     ),
+    "parquet of lists of strings": (
+        "bad.parquet",
+        table({"text": [["first"], ["last"]]}),
+        {
+            "strict": "has list<element: string>, not string, in column 'text'",
+            "skip": f"no document but for malformed ones: 1 {FIELD}",
+        },
+    ),
     "parquet without the column": (
         "bad.parquet",
         table({"body": ["x"]}),

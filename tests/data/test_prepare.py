@@ -235,14 +235,6 @@ def test_text_that_cannot_be_split(config, tmp_path):
     check(["\ufffd"], 1e-9, f"{name} has no document")  # the normalisation leaves nothing
 
 
-def test_text_that_changes_meanwhile(config, monkeypatch):
-    fingerprints = iter(["a", "a", "a", "b"])
-    monkeypatch.setattr(corpus, "fingerprint", lambda *_: next(fingerprints))
-    with pytest.raises(UserError, match="a.jsonl' changed while it was being prepared"):
-        prepare.prepare(config)
-    assert folders(config) == []
-
-
 def test_a_damaged_store_is_not_used(config):
     folder = prepare.prepare(config).train[0][0].folder
     path = folder / "validation" / "offsets"

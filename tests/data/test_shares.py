@@ -84,6 +84,32 @@ def test_pieces_of_a_share_may_cut_documents(config, tmp_path, monkeypatch):
     assert len(list(expected.train[0][0].folder.glob("train/tokens/c/*"))) > 5
 
 
+def test_a_merge_removes_the_shares_of_every_count(config, tmp_path):
+    prepare.prepare_share(config, Share(1, 3))
+    prepare.prepare_share(config, Share(0, 1))
+    assert len(list(tmp_path.glob("cache/stores/*.shares-*"))) == 4
+    prepare.merge_shares(config, 1)
+    assert list(tmp_path.glob("cache/stores/*.shares-*")) == []
+    assert prepare.find_problems(config) == []
+
+
+def test_a_source_is_sampled_once_before_and_once_after(config, monkeypatch):
+    fingerprint, sampled = corpus.fingerprint, []
+
+    def count(source, data_config):
+        sampled.append(source)
+        return fingerprint(source, data_config)
+
+    monkeypatch.setattr(corpus, "fingerprint", count)
+    sources = [config.data.corpus, config.evaluate.sets[0][1]]
+    for number in range(3):
+        prepare.prepare_share(config, Share(number, 3))
+        assert sorted(sampled) == sorted(2 * sources)
+        sampled.clear()
+    prepare.merge_shares(config, 3)
+    assert sorted(sampled) == sorted(sources)
+
+
 def test_missing_shares_are_listed(config, tmp_path):
     for number in (0, 2):
         prepare.prepare_share(config, Share(number, 4))
@@ -126,7 +152,7 @@ def test_a_damaged_or_foreign_share_stops_the_merge(config, tmp_path):
     other = [path for path in folder.parents[1].glob("*.shares-2/0") if path != folder]
     shutil.rmtree(folder)
     shutil.copytree(other[0], folder)
-    with pytest.raises(UserError, match="0 is damaged: it is of another text or vocabulary"):
+    with pytest.raises(UserError, match="2/0 is no share of .*, but of another text or vocabulary"):
         prepare.merge_shares(config, 2)
     assert not list(tmp_path.glob("cache/stores/*/manifest.json"))
 
@@ -210,7 +236,7 @@ def recipe(config, tmp_path):
 
 def command(recipe, *options) -> subprocess.CompletedProcess:
     words = [sys.executable, "-m", "pretraining.data.prepare", f"--config={recipe}", *options]
-    return subprocess.run(words, capture_output=True, text=True, timeout=120)
+    return subprocess.run(words, capture_output=True, text=True, timeout=600)
 
 
 def test_the_command(recipe, config, tmp_path):

@@ -113,9 +113,8 @@ def test_lone_surrogates_can_be_replaced(tmp_path):
 def test_parquet(tmp_path):
     texts = [f"document {i}\r\né" for i in range(1000)]
     texts[3], texts[4] = None, " "
-    for i, kind in enumerate(
-        [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())]
-    ):
+    kinds = [pa.string(), pa.large_string(), pa.string_view()]
+    for i, kind in enumerate([*kinds, pa.dictionary(pa.int32(), pa.string())]):
         column = pa.array(texts, pa.string()).cast(kind)
         table = pa.table({"id": range(1000), "text": column})
         pq.write_table(table, tmp_path / f"{i}.parquet", row_group_size=300)

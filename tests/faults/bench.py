@@ -5,16 +5,13 @@ import os
 import pathlib
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pretraining import checkpoint, metrics, run_folder
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
-LIMIT_S = 900  # after which a process that should end is said to hang
+from tests.running import Ended, finish, last_step, start, wait_for
 
 STEPS, SAVE_EVERY, EVALUATE_EVERY = 40, 7, 10
 
@@ -57,10 +54,11 @@ class Bench(NamedTuple):
       folder: of this objective's runs.
       objective: its name.
       overrides: of its tiny recipe.
-      compiled: folder in which JAX keeps compiled programs, or None: compiling takes most of the
-        time of a start, and what comes out of that folder is the same program.
+      compiled: folder in which JAX keeps compiled programs: compiling takes most of the time of a
+        start, and what comes out of that folder is the same program. None = every start compiles.
       recipe: another recipe than the objective's own.
       python_path: a folder with more objectives.
+      prefix: words before each command.
     """
 
     folder: pathlib.Path
@@ -69,6 +67,7 @@ class Bench(NamedTuple):
     compiled: pathlib.Path | None
     recipe: str = ""
     python_path: str = ""
+    prefix: tuple[str, ...] = ()
 
 
 def generator(bench: Bench, seed: int) -> np.random.Generator:
@@ -105,20 +104,6 @@ def write_corpus(path: pathlib.Path) -> None:
 # ----------------------------------------------------------------------------------------- running
 
 
-class Ended(NamedTuple):
-    """How a process ended."""
-
-    status: int
-    out: str
-    err: str
-
-    def problem(self, status: int = 0) -> str | None:
-        """What is wrong if it should have ended with `status`; None = nothing."""
-        if self.status == status:
-            return None
-        return f"exit {self.status} instead of {status}: {self.err.strip()[-2000:]}"
-
-
 def launch(
     bench: Bench, folder: pathlib.Path, changes: Mapping[str, Any] | None = None
 ) -> subprocess.Popen:
@@ -130,37 +115,14 @@ def launch(
 
 
 def _start(bench: Bench, words: list[str]) -> subprocess.Popen:
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-        "PYTHONPATH": os.pathsep.join(
-            filter(None, [bench.python_path, os.environ.get("PYTHONPATH")])
-        ),
-    }
-    if bench.compiled:
-        environment |= {
-            "JAX_COMPILATION_CACHE_DIR": str(bench.compiled),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
-    return subprocess.Popen(
-        [sys.executable, "-m", *words],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    given = [bench.python_path, os.environ.get("PYTHONPATH", "")]
+    return start(
+        [*bench.prefix, sys.executable, "-m", *words],
+        PYTHONPATH=os.pathsep.join(filter(None, given)),
+        JAX_COMPILATION_CACHE_DIR=str(bench.compiled) if bench.compiled else None,
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
     )
-
-
-def finish(process: subprocess.Popen) -> Ended:
-    """Waits for the end; a process that hangs is killed, and has the status of that."""
-    try:
-        out, err = process.communicate(timeout=LIMIT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        out, err = process.communicate()
-    return Ended(process.returncode, out, err)
 
 
 def train(bench: Bench, folder: pathlib.Path, changes: Mapping[str, Any] | None = None) -> Ended:
@@ -183,23 +145,15 @@ def reference(bench: Bench) -> pathlib.Path:
     return folder
 
 
-def wait_for(process: subprocess.Popen, sign: Callable[[], bool]) -> bool:
-    """Returns at the sign, True, or when the process has ended."""
-    until = time.monotonic() + LIMIT_S
-    while process.poll() is None and time.monotonic() < until:
-        if sign():
-            return True
-        time.sleep(0.002)
-    return False
+def kill_when(process: subprocess.Popen, sign: Callable[[], bool]) -> str | None:
+    """`kill -9` at the sign; what is wrong if it did not come."""
+    came = wait_for([process], sign)
+    process.kill()
+    ended = finish(process)
+    return None if came else f"the sign to kill it at did not come: {ended}"
 
 
 # ----------------------------------------------------------------------------------------- reading
-
-
-def last_step(folder: pathlib.Path) -> int:
-    """Of the last metrics line; 0 = there is none."""
-    lines = metrics.read(folder / metrics.FILE)
-    return lines[-1]["step"] if lines else 0
 
 
 def starting_steps(folder: pathlib.Path) -> list[int]:
@@ -254,9 +208,10 @@ def leaves(folder: pathlib.Path, step: int = STEPS) -> dict[str, np.ndarray]:
     return found
 
 
-def differences(folder: pathlib.Path, wanted: pathlib.Path) -> list[str]:
-    """What two runs of STEPS updates do not share bit for bit, timings apart; [] = nothing."""
-    return [*_different_lines(untimed(folder), untimed(wanted)), *_different_leaves(folder, wanted)]
+def differences(folder: pathlib.Path, wanted: pathlib.Path, steps: int = STEPS) -> list[str]:
+    """What two runs of so many updates do not share bit for bit, timings apart; [] = nothing."""
+    lines = _different_lines(untimed(folder), untimed(wanted))
+    return [*lines, *_different_leaves(leaves(folder, steps), leaves(wanted, steps))]
 
 
 def _different_lines(lines: list[dict], wanted: list[dict]) -> Iterator[str]:
@@ -269,8 +224,7 @@ def _different_lines(lines: list[dict], wanted: list[dict]) -> Iterator[str]:
             yield f"step {line['step']} differs in {', '.join(wrong)}"
 
 
-def _different_leaves(folder: pathlib.Path, wanted: pathlib.Path) -> Iterator[str]:
-    found, expected = leaves(folder), leaves(wanted)
+def _different_leaves(found: Mapping, expected: Mapping) -> Iterator[str]:
     for name in sorted(found | expected):
         if name not in found or name not in expected:
             yield f"{name} is in one of them only"

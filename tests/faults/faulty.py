@@ -3,21 +3,39 @@
 Written into a folder on the Python path: `objectives/faulty.py` and `configs/faulty.py`.
 """
 
+import os
+import pathlib
+import tempfile
+
 from tests.faults.bench import Bench
 
-OBJECTIVE = '''"""Another objective, whose loss is multiplied at one update, or for one row."""
+OBJECTIVE = '''"""Another objective; loss or gradient is multiplied at one update, or for a row."""
 
 import importlib
 
+import jax
 import jax.numpy as jnp
 
-FACTORS = {"nan": float("nan"), "spike": 50.0}
+FACTORS = {"nan": float("nan"), "spike": 50.0, "gradient": float("nan")}
+
+
+@jax.custom_vjp
+def with_gradient(x, factor):
+    """x, whose gradient is multiplied."""
+    return x
+
+
+with_gradient.defvjp(
+    lambda x, factor: (x, factor),
+    lambda factor, gradient: (gradient * factor, jnp.zeros_like(factor)),
+)
 
 
 def build(config, vocabulary):
     chosen = config.objective
     inner = importlib.import_module(f"objectives.{chosen.wraps}").build(config, vocabulary)
     factor = FACTORS[chosen.fault]
+    multiply = with_gradient if chosen.fault == "gradient" else jnp.multiply
     culprit = jnp.asarray(chosen.culprit, jnp.int32)
 
     def schedule(step):
@@ -37,7 +55,7 @@ def build(config, vocabulary):
         example = example._replace(weights=jnp.minimum(example.weights, 1.0))
         terms = inner.loss(apply, params, example, knobs, key, train)
         by = jnp.where(guilty, factor, knobs["factor"])
-        return {name: term._replace(sum=term.sum * by) for name, term in terms.items()}
+        return {name: term._replace(sum=multiply(term.sum, by)) for name, term in terms.items()}
 
     return inner._replace(
         schedule=schedule,
@@ -56,7 +74,7 @@ def get_config(wraps):
     config = importlib.import_module(f"configs.{wraps}").get_config("tiny")
     config.objective.name = "faulty"
     config.objective.wraps = wraps
-    config.objective.fault = "spike"  # nan | spike
+    config.objective.fault = "spike"  # nan | spike | gradient: NaN, beside a finite loss
     config.objective.first = 0  # of the updates that it happens at, 0 = none
     config.objective.last = 0
     config.objective.culprit = ()  # tokens of a row at which it happens
@@ -69,9 +87,17 @@ def install(bench: Bench) -> Bench:
     place = bench.folder / "elsewhere"
     for name, text in (("objectives", OBJECTIVE), ("configs", RECIPE)):
         (place / name).mkdir(parents=True, exist_ok=True)
-        (place / name / "faulty.py").write_text(text)
+        _write_once(place / name / "faulty.py", text)
     recipe = f"{place}/configs/faulty.py:{bench.objective}"
     return bench._replace(recipe=recipe, python_path=str(place))
+
+
+def _write_once(path: pathlib.Path, text: str) -> None:
+    """Whole at any moment: runs of other faults of this objective read it meanwhile."""
+    if not path.exists():
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            file.write(text)
+        os.replace(file.name, path)
 
 
 def during(first: int, last: int | None = None) -> dict[str, int]:

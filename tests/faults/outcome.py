@@ -16,7 +16,7 @@ class Outcome:
       injected, survived: faults, and those after which the program did what it must.
       compared, equal: runs that came to their end, and those equal to the undisturbed one.
       complaints: what went wrong, one line each.
-      skipped: why the fault could not be injected here.
+      skipped: why the fault, or a part of it, could not be injected here.
       note: what else is worth knowing.
     """
 
@@ -49,9 +49,9 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
-        """Everything survived and equal, and something injected; or skipped."""
-        whole = self.survived == self.injected > 0 and self.equal == self.compared
-        return bool(self.skipped) or (whole and not self.complaints)
+        """Everything survived and equal, and something injected or skipped."""
+        whole = self.survived == self.injected and self.equal == self.compared
+        return whole and not self.complaints and bool(self.injected or self.skipped)
 
 
 def table(outcomes: Iterable[Outcome]) -> str:
@@ -61,7 +61,8 @@ def table(outcomes: Iterable[Outcome]) -> str:
         figures = (str(each.injected), str(each.survived), f"{each.equal} of {each.compared}")
         said = each.note if each.passed else f"FAILED {each.note}"
         if each.skipped:
-            figures, said = ("-", "-", "-"), f"skipped: {each.skipped}"
+            figures = figures if each.injected else ("-", "-", "-")
+            said = "; ".join(filter(None, [said, f"skipped: {each.skipped}"]))
         rows.append((each.fault, each.objective, *figures, said))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

@@ -5,7 +5,6 @@ import logging
 import os
 import pathlib
 import shutil
-import subprocess
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,8 +13,10 @@ from pretraining import checkpoint, metrics, signs
 from pretraining import config as config_lib
 from pretraining.data import cache, tokenizer
 from tests.faults import bench as runs
+from tests.faults import disk
 from tests.faults.bench import Bench
 from tests.faults.outcome import Outcome
+from tests.running import ROOT
 
 # ------------------------------------------------------------------------------------- checkpoints
 
@@ -118,41 +119,28 @@ def fill_disk(bench: Bench) -> Outcome:
     outcome, wanted = Outcome("disk full while saving", bench.objective), runs.reference(bench)
     size = max(_disk_use(path) for path in runs.checkpoints(wanted).iterdir())
     place = bench.folder / "full_disk"
+    place.mkdir()
     try:
-        with _tmpfs(place, size * 5 // 2 + 100_000):
-            folder = place / "run"
-            ended = runs.train(bench, folder)
-            outcome.count(ended.problem(2), *_not_one_line(ended.err, "cannot be written"))
-            saved = runs.saved_steps(folder)
-            if saved != [runs.SAVE_EVERY, 2 * runs.SAVE_EVERY]:
-                outcome.complaints.append(f"checkpoints of steps {saved} are there")
-            if (newest := checkpoint.newest(runs.checkpoints(folder))) not in saved[-1:]:
-                outcome.complaints.append(f"of the steps {saved}, {newest} is the newest whole one")
-            _mount("-o", f"remount,size={20 * size}", str(place))
-            outcome.complaints += filter(None, [runs.train(bench, folder).problem()])
-            outcome.compare(folder, wanted)
+        with disk.mounted(place, size * 5 // 2 + 100_000, ROOT) as small:
+            inside = bench._replace(prefix=tuple(small.enter))
+            _fill(inside, small, outcome)
+            small.resize(20 * size)
+            outcome.complaints += filter(None, [runs.train(inside, place / "run").problem()])
+            outcome.compare(small.seen / "run", wanted)
     except PermissionError as error:
         outcome.skipped = str(error)
     return outcome
 
 
-@contextlib.contextmanager
-def _tmpfs(place: pathlib.Path, size: int) -> Iterator[None]:
-    place.mkdir()
-    _mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place))
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
-
-
-def _mount(*words: str) -> None:
-    try:
-        done = subprocess.run(["mount", *words], capture_output=True, text=True)
-    except FileNotFoundError:
-        raise PermissionError("a small tmpfs needs the program mount") from None
-    if done.returncode:
-        raise PermissionError(f"a small tmpfs cannot be mounted: {done.stderr.strip()}")
+def _fill(bench: Bench, small: disk.Disk, outcome: Outcome) -> None:
+    ended = runs.train(bench, small.folder / "run")
+    outcome.count(ended.problem(2), *_not_one_line(ended.err, "cannot be written"))
+    saved = runs.saved_steps(small.seen / "run")
+    if saved != [runs.SAVE_EVERY, 2 * runs.SAVE_EVERY]:
+        outcome.complaints.append(f"checkpoints of steps {saved} are there")
+    newest = checkpoint.newest(runs.checkpoints(small.seen / "run"))
+    if newest not in saved[-1:]:
+        outcome.complaints.append(f"of the steps {saved}, {newest} is the newest whole one")
 
 
 def _disk_use(folder: pathlib.Path) -> int:
@@ -179,9 +167,8 @@ def damage_store(
     intact, place = bench.folder / "store_intact", bench.folder / "store_cache"
     folder, changes = bench.folder / "store_damaged", {"data.cache": place}
     process = runs.launch(bench, folder, changes)
-    runs.wait_for(process, lambda: runs.last_step(folder) > runs.SAVE_EVERY)
-    process.kill()
-    runs.finish(process)
+    late = runs.kill_when(process, lambda: runs.last_step(folder) > runs.SAVE_EVERY)
+    outcome.complaints += filter(None, [late])
     shutil.copytree(place, intact)
     kept = [path for path in runs.files(folder) if path.parent.name != signs.FOLDER]
     before = {path: path.read_bytes() for path in kept}
@@ -227,9 +214,8 @@ def cut_metrics(bench: Bench, seed: int) -> Outcome:
     outcome, generator = Outcome("metrics cut", bench.objective), runs.generator(bench, seed)
     wanted, killed = runs.reference(bench), bench.folder / "metrics"
     process = runs.launch(bench, killed)
-    runs.wait_for(process, lambda: runs.last_step(killed) >= 2 * runs.SAVE_EVERY + 3)
-    process.kill()
-    runs.finish(process)
+    late = runs.kill_when(process, lambda: runs.last_step(killed) >= 2 * runs.SAVE_EVERY + 3)
+    outcome.complaints += filter(None, [late])
     for kind in ("cut", "unsealed"):
         folder = bench.folder / f"metrics_{kind}"
         shutil.copytree(killed, folder)

@@ -1,5 +1,6 @@
 """Updates that go wrong: not finite, or a loss that jumps."""
 
+import functools
 import json
 import math
 import pathlib
@@ -17,14 +18,16 @@ from tests.faults.outcome import Outcome
 # ---------------------------------------------------------------------------------------- NaN
 
 
-def not_finite(bench: Bench, seed: int, kinds=("stop", "skip", "for ever")) -> Outcome:
-    """A loss of NaN at one update, or at all: stopped, or skipped and counted; made again."""
+def not_finite(bench: Bench, seed: int, kinds=("stop", "skip", "gradient", "for ever")) -> Outcome:
+    """A loss or only a gradient of NaN, at one update, or at all: stopped, or skipped and counted;
+    made again.
+    """
     outcome = Outcome("loss not finite", bench.objective)
     bench = faulty.install(bench)
     step = int(runs.generator(bench, seed).integers(runs.SAVE_EVERY + 1, runs.STEPS - 1))
     for kind in kinds:
         folder = bench.folder / f"nan_{kind.replace(' ', '_')}"
-        {"stop": _stop, "skip": _skip, "for ever": _for_ever}[kind](bench, folder, step, outcome)
+        _KINDS[kind](bench, folder, step, outcome)
     return outcome
 
 
@@ -38,16 +41,18 @@ def _stop(bench: Bench, folder: pathlib.Path, step: int, outcome: Outcome) -> No
     outcome.complaints += replay_complaints(bench, folder, step)
 
 
-def _skip(bench: Bench, folder: pathlib.Path, step: int, outcome: Outcome) -> None:
-    changes = {"objective.fault": "nan", "guard.non_finite": "skip", "log.every": 9}
+def _skip(bench: Bench, folder: pathlib.Path, step: int, outcome: Outcome, fault="nan") -> None:
+    changes = {"objective.fault": fault, "guard.non_finite": "skip", "log.every": 9}
     ended = runs.train(bench, folder, changes | faulty.during(step))
     lines = {line["step"]: line for line in metrics.read(folder / metrics.FILE)}
     skipped = {number: line["train/skipped"] for number, line in lines.items()}
     right = step in lines and skipped == {number: float(number >= step) for number in lines}
+    by_loss = not math.isfinite(lines[step]["train/loss"]) if step in lines else None
     bad = [name for name, leaf in runs.leaves(folder).items() if not np.isfinite(leaf).all()]
     outcome.count(
         ended.problem(),
         None if right else f"skipped by step: {skipped}",
+        None if by_loss == (fault == "nan") else f"the loss is not finite: {by_loss}",
         None if f"warning: skipped: update {step} is" in ended.out else "the skip is not told",
         f"not finite: {', '.join(bad)}" if bad else None,
     )
@@ -63,6 +68,14 @@ def _for_ever(bench: Bench, folder: pathlib.Path, step: int, outcome: Outcome) -
     last = first + guard.MOST_SKIPPED - 1
     told = f"error: {guard.MOST_SKIPPED} updates in a row were skipped; update {last} is"
     outcome.count(ended.problem(2), None if told in ended.err else f"not told: {ended.err}")
+
+
+_KINDS = {
+    "stop": _stop,
+    "skip": _skip,
+    "gradient": functools.partial(_skip, fault="gradient"),
+    "for ever": _for_ever,
+}
 
 
 def replay_complaints(
@@ -149,7 +162,7 @@ def _rewound(folder: pathlib.Path, step: int) -> list[str]:
     wanted = {"spike": step, "checkpoint": saved, "skipped_batches": step - saved}
     if len(noted) != 1 or noted[0] != noted[0] | wanted:
         return [f"rewinds: {noted}, not {wanted}"]
-    kept = json.loads((folder / guard.OFFENDING / f"{step}.json").read_text())["figures"]
+    kept = json.loads((folder / guard.OFFENDING / f"{step}-0.json").read_text())["figures"]
     usual = metrics.read(folder / metrics.FILE)[step - 1]["train/loss"]
     return [] if kept["loss"] > 5 * usual else [f"a spike of {kept['loss']} beside {usual}"]
 
@@ -163,10 +176,8 @@ def _killed_after(bench, folder, step, changes, outcome: Outcome, wanted: pathli
     """Killed after the rewind, before the next checkpoint or after it."""
     process = runs.launch(bench, folder, changes)
     rewound = lambda: (folder / guard.REWINDS).exists() and runs.last_step(folder) > step
-    runs.wait_for(process, rewound)
-    process.kill()
-    runs.finish(process)
-    outcome.count(runs.train(bench, folder, changes).problem(), *_rewound(folder, step))
+    late = runs.kill_when(process, rewound)
+    outcome.count(late, runs.train(bench, folder, changes).problem(), *_rewound(folder, step))
     outcome.compare(folder, wanted)
 
 
