@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import os
 import pathlib
-import subprocess
 import sys
 
 os.environ["XLA_FLAGS"] = (
@@ -27,12 +26,11 @@ import jax
 import pytest
 
 from pretraining.config import objective_names
+from tests import running
 from tests.faults import bench
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")
@@ -75,15 +73,7 @@ def command():
         words = [sys.executable, "-m", module, *options]
         words += [f"--config={recipe}"] if recipe else []
         words += [f"--config.{key}={value}" for key, value in (overrides or {}).items()]
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        return subprocess.Popen(
-            words,
-            cwd=ROOT,
-            env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return running.start(words, devices)
 
     return start
 
