@@ -30,13 +30,9 @@ fast="model.dtype=bfloat16 model.execution=scanned"
 plan bert_large_none masked_lm.py:large v5e:4x4 $fast mesh.fsdp=16
 plan bert_large masked_lm.py:large v5e:4x4 $fast mesh.fsdp=16 model.remat=outputs
 
-plan electra_large_none replaced_token_detection.py:large v5e:16x16 $fast \
-    mesh.fsdp=16 evaluate.batch_size=256
 plan electra_large replaced_token_detection.py:large v5e:16x16 $fast \
     mesh.fsdp=16 evaluate.batch_size=256 model.remat=outputs
 
-plan xlnet_large_none permutation_lm.py:large v4:4x4x8 $fast \
-    mesh.fsdp=8 evaluate.batch_size=128
 plan xlnet_large permutation_lm.py:large v4:4x4x8 $fast \
     mesh.fsdp=8 evaluate.batch_size=128 model.remat=full train.accumulation=4
 
@@ -46,7 +42,6 @@ billions="model.layers=32 model.width=4096 model.heads=32 model.mlp_width=11008 
     tokenizer.size=32000 data.sequence_length=4096 train.batch_size=1024
     evaluate.batch_size=1024 mesh.data=1 mesh.fsdp=128 mesh.tensor=8"
 
-plan causal_7b_none causal_lm.py:large v5:8x8x16 $fast $billions
 plan causal_7b causal_lm.py:large v5:8x8x16 $fast $billions model.remat=full
 
 exit "$failed"
