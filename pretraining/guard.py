@@ -100,13 +100,16 @@ class Guard:
         message = (
             f"update {step} is not finite (loss {figures['loss']}, gradient norm "
             f"{figures['gradient_norm']}) on training rows {self._listed_rows(step)}; the last "
-            f"good checkpoint is {f'that of step {saved}' if saved else 'none'}; to see it again: "
+            f"checkpoint is {f'that of step {saved}' if saved else 'none'}; to see it again: "
             f"python -m pretraining.replay --workdir={self._folder} --step={step}"
         )
         if self._config.guard.non_finite == "stop":
             raise UserError(message)
         if in_a_row >= MOST_SKIPPED:
-            raise UserError(f"{in_a_row} updates in a row were skipped; {message}")
+            raise UserError(
+                f"{in_a_row} updates in a row were skipped, the most of config.guard.non_finite="
+                f"'skip': a lower learning rate, or an older checkpoint, may help; {message}"
+            )
         _say(f"skipped: {message}")
 
     def _listed_rows(self, step: int) -> str:

@@ -76,7 +76,8 @@ class Writer:
         self._file.flush()
         if self._tensorboard:
             for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, step)
+                if math.isfinite(value):  # of others it only warns, without a step
+                    self._tensorboard.add_scalar(name, value, step)
         if self._wandb:
             self._wandb.log(values, step=step)
 

@@ -162,8 +162,8 @@ def devices(topology: str) -> list:
     jax.config.update("jax_platforms", "cpu")  # a TPU that is attached belongs to another process
     if match := re.fullmatch(r"cpu:([1-9]\d*)", topology):
         return _simulated(int(match[1]))
-    if not re.fullmatch(r"v\w+:\d+(x\d+)*", topology):
-        raise UserError(f"--topology={topology!r}: {_EXAMPLES}")
+    if not re.fullmatch(r"v([2345]|5e|5p|6e):\d+(x\d+)*", topology):
+        raise UserError(f"--topology={topology!r} is none that is known: {_EXAMPLES}")
     return _tpu(topology)
 
 

@@ -117,6 +117,8 @@ def open_run(stack: contextlib.ExitStack, config, folder: pathlib.Path, ledger, 
     stack.push(monitor.tell)  # before the closing above waits for processes that have ended
     start = checkpoints.newest() or 0
     check_schedules(folder, config, program, prepared.vocabulary, start)
+    if start and jax.process_index() == 0:
+        print(f"going on from the checkpoint of step {start}")
     ledger.go_back(_totals(checkpoints, start))
     run_folder.record(folder, config, prepared.vocabulary, prepared.fingerprint, start)
 

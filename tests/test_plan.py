@@ -227,7 +227,8 @@ def test_another_failure_of_the_compiler_is_one_line(monkeypatch):
 @pytest.mark.parametrize(
     "topology, message",
     [
-        ("v5e", "--topology='v5e': e.g. v5e:4x4"),
+        ("v5e", "--topology='v5e' is none that is known: e.g. v5e:4x4"),
+        ("v9:2x2", "--topology='v9:2x2' is none that is known"),
         ("cpu:0", "--topology='cpu:0'"),
         ("cpu:64", "--topology=cpu:64: this process has 8 simulated devices"),
     ],
@@ -255,7 +256,7 @@ def test_meshes_that_do_not_multiply_are_refused():
 
 
 @needs_libtpu
-@pytest.mark.parametrize("topology", ["v5e:3x3", "v9:2x2"])
+@pytest.mark.parametrize("topology", ["v5e:3x3", "v5p:5x1x1"])
 def test_slices_that_are_not_built_are_refused(topology):
     with pytest.raises(UserError, match=f"--topology='{topology}'"):
         plan.devices(topology)
