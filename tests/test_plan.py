@@ -234,6 +234,7 @@ def test_another_failure_of_the_compiler_is_one_line(monkeypatch):
     ],
 )
 def test_topologies_that_do_not_exist(topology, message):
+    jax.devices()  # too late then for more than the eight
     with pytest.raises(UserError, match=message):
         plan.devices(topology)
 
