@@ -136,10 +136,10 @@ def test_an_array_of_objects_is_refused(run, bomb):
 
 def test_a_kept_batch_of_objects_is_refused(tmp_path, bomb):
     (tmp_path / guard.OFFENDING).mkdir()
-    (tmp_path / guard.OFFENDING / "20.json").write_text("{}")
-    with zipfile.ZipFile(tmp_path / guard.OFFENDING / "20-0.npz", "w") as archive:
+    (tmp_path / guard.OFFENDING / "20-0.json").write_text('{"processes": 1}')
+    with zipfile.ZipFile(tmp_path / guard.OFFENDING / "20-0-0.npz", "w") as archive:
         archive.writestr("tokens.npy", pickled_array(bomb))
-    with nothing_executed(), pytest.raises(UserError, match=r"20-0.npz is damaged"):
+    with nothing_executed(), pytest.raises(UserError, match=r"20-0\* is damaged"):
         guard.load_batch(tmp_path, 20)
 
 

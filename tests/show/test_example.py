@@ -14,7 +14,7 @@ from pretraining import notebook, predict, show, step
 from pretraining.data import tokenizer
 from pretraining.errors import UserError
 from pretraining.show import example
-from pretraining.state import State, empty_rows
+from pretraining.state import LossAverage, State, empty_rows
 
 TEXT = "the value of the object returns a list"
 
@@ -52,7 +52,9 @@ def loop_example(run, rows, fields):
     objective = run.objective._replace(loss=loss)
     update = step.train_step(objective, optax.sgd(0.0), lambda step: jnp.zeros(()), run.config)
     params = {"unused": jnp.zeros(())}
-    state = State(jnp.int32(run.step), params, optax.sgd(0.0).init(params), None, jnp.int32(0))
+    zero, losses = jnp.int32(0), LossAverage(*[jnp.float32(0)] * 3)
+    optimizer = optax.sgd(0.0).init(params)
+    state = State(jnp.int32(run.step), params, optimizer, None, zero, zero, losses)
     _, metrics = jax.jit(update)(state, rows)
     found = {field: {} for field in fields}
     for name, value in metrics.items():
