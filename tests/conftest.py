@@ -25,6 +25,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import jax
 import pytest
 
+from pretraining import program
 from pretraining.config import objective_names
 from tests import running
 from tests.faults import bench
@@ -102,6 +103,17 @@ def trained(run_overrides, command, shared) -> dict[str, pathlib.Path]:
             with concurrent.futures.ThreadPoolExecutor(2) as pool:
                 collections.deque(pool.map(train, objective_names()[1:]))
     return {objective: shared / "trained" / objective for objective in objective_names()}
+
+
+@pytest.fixture
+def never_compile(monkeypatch):
+    """In the folder of the project; what is refused is refused before the update is even built."""
+
+    def compiled(*_):
+        raise AssertionError("it went on to compile")
+
+    monkeypatch.chdir(running.ROOT)
+    monkeypatch.setattr(program, "jit_update", compiled)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -4,27 +4,15 @@ Mistakes of one part are tested with that part, malformed configs in test_hostil
 are those that a whole command meets with its data and its run folder.
 """
 
-import pathlib
 import shutil
 
 import pytest
 
 from pretraining import config as config_lib
-from pretraining import metrics, program, run_folder, train
+from pretraining import metrics, run_folder, train
 from pretraining.errors import UserError
 
-ROOT = pathlib.Path(__file__).parent.parent
-
-
-@pytest.fixture(autouse=True)
-def _never_compile(monkeypatch):
-    """Whatever is refused is refused before the update is even built."""
-    monkeypatch.chdir(ROOT)
-
-    def compiled(*_):
-        raise AssertionError("it went on to compile")
-
-    monkeypatch.setattr(program, "jit_update", compiled)
+pytestmark = pytest.mark.usefixtures("never_compile")
 
 
 def refusal(overrides, folder) -> str:

@@ -8,22 +8,11 @@ import pathlib
 
 import pytest
 
-from pretraining import cli, program, train
+from pretraining import cli, train
 from pretraining.data import prepare
 from pretraining.errors import UserError
 
-ROOT = pathlib.Path(__file__).parent.parent
-
-
-@pytest.fixture(autouse=True)
-def _never_compile(monkeypatch):
-    """Whatever is refused is refused before the update is even built."""
-    monkeypatch.chdir(ROOT)
-
-    def compiled(*_):
-        raise AssertionError("it went on to compile")
-
-    monkeypatch.setattr(program, "jit_update", compiled)
+pytestmark = pytest.mark.usefixtures("never_compile")
 
 
 @pytest.fixture
