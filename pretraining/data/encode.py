@@ -9,6 +9,7 @@ import multiprocessing.connection
 import os
 import pathlib
 import pickle
+import queue
 import re
 import signal
 import sys
@@ -52,20 +53,53 @@ def encode_all(
     if processes == 1:
         yield from map(functools.partial(_encode, vocabulary, share), _chunked(texts))
         return
-    with _stored(vocabulary) as path:
-        executor = concurrent.futures.ProcessPoolExecutor(
-            processes, multiprocessing.get_context("spawn"), _start_worker, (path, share)
-        )
+    with (
+        _workers(vocabulary, share, processes) as idle,
+        concurrent.futures.ThreadPoolExecutor(processes) as threads,
+    ):
+        submit = functools.partial(threads.submit, _encode_elsewhere, idle)
         try:
-            submit = functools.partial(_submit, executor)
             yield from in_order(submit, _chunked(texts), 2 * processes)
-        except concurrent.futures.process.BrokenProcessPool:
-            raise UserError(
-                f"a process that tokenised died, perhaps for want of memory: {processes} ran at"
-                " once; lower config.data.workers"
-            ) from None
         finally:
-            executor.shutdown(cancel_futures=True)
+            threads.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _workers(vocabulary: Vocabulary, share: float, count: int) -> Iterator[queue.SimpleQueue]:
+    """Connections of idle processes, each of which answers a chunk with its tokens.
+
+    Each has a pipe of its own, so that the death of one ends a wait for it, whatever it was
+    writing. (concurrent.futures.ProcessPoolExecutor shares one: a worker killed in the middle of a
+    message leaves the others' writing ends open, and the reader waits for ever.)
+    """
+    idle, context = queue.SimpleQueue(), multiprocessing.get_context("spawn")
+    with _stored(vocabulary) as path, contextlib.ExitStack() as stack:
+        for _ in range(count):
+            here, there = context.Pipe()
+            worker = context.Process(target=_work, args=(there, path, share), daemon=True)
+            with _main_hidden():
+                worker.start()
+            there.close()
+            stack.callback(worker.join)
+            stack.callback(worker.terminate)
+            idle.put(stack.enter_context(here))
+        yield idle
+
+
+def _encode_elsewhere(idle: queue.SimpleQueue, texts: list[str]) -> dict[str, Encoded]:
+    connection = idle.get()
+    try:
+        connection.send(texts)
+        answer = connection.recv()
+    except (EOFError, OSError):
+        raise UserError(
+            "a process that tokenised died, perhaps for want of memory; lower config.data.workers"
+        ) from None
+    finally:
+        idle.put(connection)
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 @contextlib.contextmanager
@@ -143,13 +177,6 @@ def _encode_document(vocabulary: Vocabulary, text: str) -> tuple[np.ndarray, np.
 
 # ------------------------------------------------------------------------------------- in workers
 
-_encode_here: Callable[[list[str]], dict[str, Encoded]]
-
-
-def _submit(executor, texts: list[str]) -> concurrent.futures.Future:
-    with _main_hidden():
-        return executor.submit(_encode_in_worker, texts)
-
 
 @contextlib.contextmanager
 def _main_hidden():
@@ -162,18 +189,25 @@ def _main_hidden():
         sys.modules["__main__"] = main
 
 
-def _start_worker(path: str, share: float):
-    global _encode_here
-    vocabulary = pickle.loads(pathlib.Path(path).read_bytes())
-    _encode_here = functools.partial(_encode, vocabulary, share)
+def _work(connection, path: str, share: float):
+    """Answers chunks until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+    vocabulary = pickle.loads(pathlib.Path(path).read_bytes())
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            connection.send(_answer(vocabulary, share, connection.recv()))
+
+
+def _answer(
+    vocabulary: Vocabulary, share: float, texts: list[str]
+) -> dict[str, Encoded] | Exception:
+    try:
+        return _encode(vocabulary, share, texts)
+    except Exception as error:
+        return error
 
 
 def _exit_with_parent():
     multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
     os._exit(1)
-
-
-def _encode_in_worker(texts: list[str]) -> dict[str, Encoded]:
-    return _encode_here(texts)

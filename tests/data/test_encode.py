@@ -1,8 +1,15 @@
+import multiprocessing
 import os
+import queue
+import struct
 import subprocess
 import sys
+import threading
+
+import pytest
 
 from pretraining.data import encode
+from pretraining.errors import UserError
 
 
 class Future:
@@ -88,3 +95,33 @@ def test_a_worker_that_dies_as_it_starts_is_reported(tmp_path):
     )
     done = run_script(tmp_path, ["a"] * 4, first)
     assert done.stderr.splitlines()[-1].startswith("pretraining.errors.UserError: a process that")
+
+
+def test_a_worker_that_dies_while_it_answers_is_a_mistake_and_not_a_wait():
+    here, there = multiprocessing.Pipe()
+
+    def answer_in_part():
+        there.recv()
+        os.write(there.fileno(), struct.pack("!i", 1000) + b"the first of a thousand bytes")
+        there.close()
+
+    worker = threading.Thread(target=answer_in_part)
+    worker.start()
+    idle = queue.SimpleQueue()
+    idle.put(here)
+    with pytest.raises(UserError, match="a process that tokenised died"):
+        encode._encode_elsewhere(idle, ["a text"])
+    worker.join()
+    assert idle.get_nowait() is here  # who waits for a connection is not left waiting
+    here.close()
+
+
+def test_what_goes_wrong_in_a_worker_is_raised_here():
+    here, there = multiprocessing.Pipe()
+    there.send(UserError("the text is not to its liking"))
+    idle = queue.SimpleQueue()
+    idle.put(here)
+    with pytest.raises(UserError, match="not to its liking"):
+        encode._encode_elsewhere(idle, ["a text"])
+    here.close()
+    there.close()
