@@ -105,6 +105,10 @@ class Objective(NamedTuple):
         loss reads.
       hugging_face: {subfolder, "" = the folder itself: Network}, what `export` writes and
         `config.init_from` reads.
+      summary: (apply, params, example) -> [B, D]: the last block's vector that stands for the whole
+        text of `query(row, [])`.
+      family: objectives of one family answer `query` alike, so that their log-probabilities
+        compare; "" = with nobody's.
     """
 
     model: nn.Module
@@ -119,6 +123,8 @@ class Objective(NamedTuple):
     score: Callable[..., jax.Array] | None = None
     describe: Callable[..., Description] | None = None
     hugging_face: dict[str, Network] | None = None
+    summary: Callable[..., jax.Array] | None = None
+    family: str = ""
 
 
 # ------------------------------------------------------------------------------------ the network
@@ -161,6 +167,17 @@ def encode(apply: Callable, params: Any, example: Any) -> tuple[jax.Array, ...]:
     """Every layer's vectors [B, T, D] of the payload, which one token precedes in a `frame`."""
     layers = apply({"params": params}, example, all_layers=True, method="encode")
     return tuple(layer[:, 1 : layer.shape[1] - 2] for layer in layers)
+
+
+def first_vector(apply: Callable, params: Any, example: Any) -> jax.Array:
+    """The `summary` [B, D] at the first position, the [CLS] of a `frame` (BERT)."""
+    return apply({"params": params}, example, method="encode")[:, 0]
+
+
+def last_vector(apply: Callable, params: Any, example: Any) -> jax.Array:
+    """The `summary` [B, D] at the last valid position, XLNet's [CLS] or a text's last token."""
+    hidden = apply({"params": params}, example, method="encode")
+    return gather_positions(hidden, example.length[:, None] - 1)[:, 0]
 
 
 def logits(apply: Callable, params: Any, example: Any) -> jax.Array:

@@ -107,6 +107,8 @@ def build(config, vocabulary) -> Objective:
         encode=base.encode,
         describe=describe,
         hugging_face={"": base.network(transformer, "GPT2LMHeadModel", "BertLMHeadModel")},
+        summary=base.last_vector,
+        family="causal",
     )
 
 

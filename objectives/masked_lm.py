@@ -55,6 +55,8 @@ def build(config, vocabulary) -> Objective:
         encode=base.encode,
         describe=masking.describe,
         hugging_face={"": base.network(transformer, "BertForMaskedLM", "RobertaForMaskedLM")},
+        summary=base.first_vector,
+        family="masked",
     )
 
 

@@ -178,6 +178,8 @@ def build(config, vocabulary) -> Objective:
         encode=encode,
         describe=describe,
         hugging_face={"": network._replace(logits=content_logits)},
+        summary=base.last_vector,
+        family="permutation",
     )
 
 

@@ -128,6 +128,8 @@ def build(config, vocabulary) -> Objective:
         score=None if networks.predicts_tokens else functools.partial(_score, objective),
         describe=describe,
         hugging_face=electra.hugging_face(networks),
+        summary=base.first_vector,
+        family="detection",
     )
 
 

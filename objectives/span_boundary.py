@@ -152,6 +152,8 @@ def build(config, vocabulary) -> Objective:
                 left_out="the span boundary head",
             )
         },
+        summary=base.first_vector,
+        family="masked",
     )
 
 

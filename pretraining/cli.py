@@ -20,7 +20,12 @@ _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, 
 
 
 def run(
-    main: Callable[..., int | None], doc: str, with_config: bool = True, **options: str
+    main: Callable[..., int | None],
+    doc: str,
+    with_config: bool = True,
+    positional: str = "",
+    with_overrides: bool = False,
+    **options: str,
 ) -> None:
     """Runs a command: `main(config, **options)`, with mistakes printed as one line.
 
@@ -29,11 +34,14 @@ def run(
         bool where the option's help starts with "flag: ". Its result is the exit status.
       doc: what `--help` prints first.
       with_config: whether there is a --config, which is then the first argument of `main`.
+      positional: the name of one argument without dashes, which must be there; "" = none.
+      with_overrides: for a command without --config: whether `--config.SECTION.KEY=VALUE` is
+        collected all the same, as the argument `overrides` of `main`: {key: value as typed}.
       **options: option name -> help. A help that starts with "required: " makes the option
         mandatory.
     """
     try:
-        values = parse(sys.argv, doc, options, with_config)
+        values = parse(sys.argv, doc, options, with_config, positional, with_overrides)
         sys.exit(main(**values))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -49,9 +57,17 @@ def run(
 
 
 def parse(
-    argv: list[str], doc: str, options: dict[str, str], with_config: bool = True
+    argv: list[str],
+    doc: str,
+    options: dict[str, str],
+    with_config: bool = True,
+    positional: str = "",
+    with_overrides: bool = False,
 ) -> dict[str, Any]:
-    """The option values of a command line; raises UserError on a mistake, exits after --help."""
+    """The option values of a command line; raises UserError on a mistake, exits after --help.
+
+    Args: see `run`.
+    """
     values = flags.FlagValues()
     if with_config:
         config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
@@ -60,10 +76,19 @@ def parse(
         define, default = (flags.DEFINE_boolean, False) if is_flag else (flags.DEFINE_string, None)
         define(name, default, text, flag_values=values)
     if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
-        print(_help(argv, doc, options, with_config))
+        print(_help(argv, doc, options, with_config, with_overrides))
         sys.exit(0)
-    chosen = _parse_flags(values, argv)
-    result = {name: values[name].value for name in options}
+    result = {}
+    if with_overrides:
+        argv, result["overrides"] = _take_overrides(argv)
+    chosen, rest = _parse_flags(values, argv)
+    if positional:
+        if not rest:
+            raise UserError(f"the argument {positional} is missing: see --help")
+        result[positional] = rest.pop(0)
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}: options are written --name=value")
+    result |= {name: values[name].value for name in options}
     for name, text in options.items():
         if text.startswith("required: ") and not result[name]:
             raise UserError(f"--{name} is missing: {text.removeprefix('required: ')}")
@@ -84,8 +109,20 @@ def number(name: str, text: str | None, default: int | None, at_least: int = 0) 
     return int(text)
 
 
-def _parse_flags(values: flags.FlagValues, argv: list[str]) -> str | None:
-    """Parses in place and returns the recipe named by --config."""
+def _take_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The command line without its `--config.KEY=VALUE`, and those."""
+    rest, overrides = [], {}
+    for argument in argv:
+        match = re.fullmatch(r"--config\.([^=]+)=(.*)", argument, re.S)
+        if match:
+            overrides[match[1]] = match[2]
+        else:
+            rest.append(argument)
+    return rest, overrides
+
+
+def _parse_flags(values: flags.FlagValues, argv: list[str]) -> tuple[str | None, list[str]]:
+    """Parses in place; returns the recipe named by --config, and the positional arguments."""
     chosen = _chosen_recipe(argv)
     try:
         if chosen:
@@ -93,9 +130,7 @@ def _parse_flags(values: flags.FlagValues, argv: list[str]) -> str | None:
         rest = values(argv)
     except flags.Error as error:
         raise UserError(str(error).split("\n")[0]) from None
-    if len(rest) > 1:
-        raise UserError(f"unexpected argument {rest[1]!r}: options are written --name=value")
-    return chosen
+    return chosen, rest[1:]
 
 
 def _chosen_recipe(argv: list[str]) -> str | None:
@@ -118,11 +153,13 @@ def _check_overrides(config: ml_collections.ConfigDict, argv: list[str]) -> None
             raise UserError(f"unknown config key {match[1]!r}{config_lib.nearest(match[1], known)}")
 
 
-def _help(argv: list[str], doc: str, options: dict[str, str], with_config: bool) -> str:
+def _help(argv, doc: str, options: dict[str, str], with_config: bool, with_overrides: bool) -> str:
     lines = [doc.strip(), "", "Options:"]
     if with_config:
         lines.append("  --config=FILE[:ARG]        a recipe, e.g. configs/quickstart.py")
         lines.append("  --config.SECTION.KEY=VALUE changes one of its keys")
+    if with_overrides:
+        lines.append("  --config.SECTION.KEY=VALUE changes a key of every config")
     lines += [f"  --{name:<24} {text}" for name, text in options.items()]
     if with_config:
         lines += ["", *_help_keys(_chosen_recipe(argv))]

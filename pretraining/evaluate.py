@@ -1,12 +1,16 @@
 """Held-out figures: during training, at its end, and of any checkpoint.
 
     python -m pretraining.evaluate --workdir=runs/mlm [--corpus=...] [--step=N] [--ema]
+    python -m pretraining.evaluate --workdir=runs/mlm --suite=yardstick [--tasks=FOLDER]
 
 Prints one JSON object and stores it in <workdir>/evaluations/. `loss` and every term are means over
 the validation rows with masks fixed by address; `unigram_loss` (the same tokens under the unigram
 distribution of the training split) and `uniform_loss` (log V) make them readable. Where positions
 see their left: `perplexity` = exp(the loss term) and bits per byte. Where they see both sides:
 `pseudo_perplexity` over a fixed sample of rows, each token masked alone (Salazar et al. 2020).
+
+The suite "yardstick" measures what runs of different objectives are compared by: pretraining/
+yardstick/suite.py.
 """
 
 import json
@@ -21,6 +25,8 @@ import numpy as np
 from pretraining import cli, files, metrics, predict, run_folder, sharding, step
 from pretraining.data import loader, prepare
 from pretraining.data.row import SPECIAL_POSITIONS, Row
+from pretraining.errors import UserError
+from pretraining.yardstick import family
 
 
 class Evaluator:
@@ -145,15 +151,53 @@ def _prediction(objective, params, vocabulary, row: Row, position: int) -> str:
 # ---------------------------------------------------------------------------------------- command
 
 
-def main(workdir: str, corpus: str | None, step: str | None, ema: bool, rows: str | None) -> int:
+def main(
+    workdir: str,
+    corpus: str | None,
+    step: str | None,
+    ema: bool,
+    rows: str | None,
+    suite: str | None,
+    tasks: str | None,
+    sample: str | None,
+) -> int:
     """Evaluates a stored checkpoint; see the module's docstring."""
     from pretraining import notebook
+    from pretraining.yardstick import suite as yardstick
 
-    sample = cli.number("rows", rows, 8, at_least=1)
+    count = cli.number("rows", rows, 8, at_least=1)
+    _check_options(suite, {"corpus": corpus, "rows": rows}, {"tasks": tasks, "sample": sample})
+    found = yardstick.read(tasks, sample or "quick") if suite else None
     run = notebook.load(workdir, step=cli.number("step", step, None), ema=ema)
     prepared = prepare.prepare_validation(run.config, run.vocabulary, corpus)
     if not corpus:
         run_folder.check_same_data(run.folder, run.config, prepared.fingerprint)
+    figures = {"step": run.step, "ema": ema}
+    if suite:
+        figures |= yardstick.measure(run, prepared, found, sample or "quick")
+    else:
+        figures |= {"corpus": corpus or "validation"} | _figures(run, prepared, count)
+    name = "-".join(filter(None, [str(run.step), "ema" * ema, _slug(corpus or ""), suite]))
+    folder = pathlib.Path(workdir) / "evaluations"
+    folder.mkdir(exist_ok=True)
+    text = json.dumps(figures, indent=1)
+    files.write_atomically(folder / f"{name}.json", text + "\n")
+    print(text)
+    return 0
+
+
+def _check_options(suite: str | None, without: dict, only_with: dict) -> None:
+    """Refuses an unknown suite, and options that mean nothing with, or without, a suite."""
+    if suite not in (None, "yardstick"):
+        raise UserError(f"--suite={suite}: there is no such suite, there is yardstick")
+    for name, value in (without if suite else only_with).items():
+        if value is not None:
+            place = f"with --suite={suite}" if suite else "without --suite=yardstick"
+            raise UserError(f"--{name}={value} means nothing {place}")
+
+
+def _figures(run, prepared, count: int) -> dict[str, float]:
+    """The figures of the training loop, on the devices that are here, and the likelihoods."""
     config = run.config.copy_and_resolve_references()
     with config.unlocked():  # whatever devices wrote it, those that are here evaluate it
         config.mesh.update(data=-1, fsdp=1, tensor=1)
@@ -161,17 +205,9 @@ def main(workdir: str, corpus: str | None, step: str | None, ema: bool, rows: st
         config.evaluate.batch_size = rows_per_device * jax.device_count()
     mesh = sharding.make_mesh(config)
     params = jax.device_put(run.params, sharding.tree_shardings(run.params, mesh))
-    figures = {"step": run.step, "ema": ema, "corpus": corpus or "validation"}
     evaluator = Evaluator(run.objective, config, mesh, run.vocabulary)
-    figures |= evaluator.figures(params, prepared.validation)
-    figures |= likelihoods(run, prepared.validation, sample, figures["loss"])
-    name = "-".join(filter(None, [str(run.step), "ema" * ema, _slug(corpus or "")]))
-    folder = pathlib.Path(workdir) / "evaluations"
-    folder.mkdir(exist_ok=True)
-    text = json.dumps(figures, indent=1)
-    files.write_atomically(folder / f"{name}.json", text + "\n")
-    print(text)
-    return 0
+    figures = evaluator.figures(params, prepared.validation)
+    return figures | likelihoods(run, prepared.validation, count, figures["loss"])
 
 
 def likelihoods(run, stores, rows: int, loss: float) -> dict[str, float]:
@@ -183,18 +219,8 @@ def likelihoods(run, stores, rows: int, loss: float) -> dict[str, float]:
         return {}
     if run.objective.context == "left":
         return {"perplexity": math.exp(loss)}
-    nats, count = 0.0, 0
-    skip = run.vocabulary.special_ids
-    for split in (store.validation for store, _ in stores):
-        for number in range(min(rows, split.rows(run.payload))):
-            row = _row(split, number, run.payload)
-            values = predict.token_log_likelihoods(run.objective, run.params, row, skip)
-            nats -= math.fsum(values.tolist())
-            count += int((~np.isin(row.tokens[: row.length], skip)).sum())
-    return {
-        "pseudo_perplexity": math.exp(nats / count) if count else math.nan,
-        "pseudo_perplexity_tokens": count,
-    }
+    value, count = family.pseudo_perplexity(run, stores, rows)
+    return {"pseudo_perplexity": value, "pseudo_perplexity_tokens": count}
 
 
 def _slug(corpus: str) -> str:
@@ -212,4 +238,7 @@ if __name__ == "__main__":
         step="checkpoint (default: the newest)",
         ema="flag: the moving average of the parameters",
         rows="rows of the pseudo-perplexity sample (default 8)",
+        suite="yardstick: the figures by which runs of different objectives are compared",
+        tasks="with --suite: folder of blimp/, glue/ and conll2003/, those of them that are there",
+        sample="with --suite: quick (default), or full: slow without an accelerator",
     )

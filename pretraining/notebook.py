@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pretraining import checkpoint, metrics, predict, run_folder
+from pretraining import checkpoint, metrics, observe, predict, run_folder
 from pretraining import config as config_lib
 from pretraining.data.row import SPECIAL_POSITIONS, WORD_START
 from pretraining.data.tokenizer import Vocabulary
@@ -191,6 +191,59 @@ class Run:
             for row in rows
         ]
         return values if per_token else np.array([value.sum() for value in values])
+
+    def colour(self, text: str):
+        """The text with a colour for each token by its `score`, as HTML: red = unlikely.
+
+        Special tokens, which have no score, are grey.
+        """
+        from pretraining import display
+
+        (values,) = self.score([text], per_token=True)
+        ids, _ = self.vocabulary.encode_document(text)
+        known = ~np.isin(ids, self.vocabulary.special_ids)
+        return display.coloured(self.vocabulary.pieces(ids), np.where(known, values, np.nan))
+
+    def attention(self, text: str) -> observe.AttentionMap:
+        """Who takes how much from whom, in every layer and head, when the whole text is read.
+
+        Of two streams it is the content stream, and of two networks the one that is trained
+        further, `encoder`.
+
+        Raises:
+          UserError: the text is empty or too long, or the objective has no such network.
+        """
+        row = predict.text_row(self.vocabulary, text, self.payload)
+        ids, probabilities = observe.attention(self.objective, self.params, row)
+        return observe.AttentionMap(self.vocabulary.pieces(ids), probabilities)
+
+    def neighbours(self, piece: str, k: int = 10) -> list[tuple[str, float]]:
+        """The k other pieces whose embeddings have the highest cosine: [(piece, cosine), ...].
+
+        Args:
+          piece: as the vocabulary writes it, or a word that is one piece.
+
+        Raises:
+          UserError: it is neither, or the network has no table of tokens.
+        """
+        table = observe.token_table(self.params)
+        own = self._piece(piece)
+        order, cosines = observe.nearest(table, table[own])
+        left_out = {own, *self.vocabulary.special_ids}
+        kept = [(i, c) for i, c in zip(order.tolist(), cosines, strict=True) if i not in left_out]
+        pieces = self.vocabulary.pieces([i for i, _ in kept[:k]])
+        return [(name, float(c)) for name, (_, c) in zip(pieces, kept, strict=False)]
+
+    def _piece(self, piece: str) -> int:
+        """The id of a piece, or of a word that is one."""
+        everything = self.vocabulary.pieces(range(self.vocabulary.size))
+        if piece in everything:
+            return everything.index(piece)
+        ids = self.vocabulary.encode(piece)
+        if len(ids) != 1:
+            parts = " ".join(self.vocabulary.pieces(ids))
+            raise UserError(f"neighbours: {piece!r} is no piece of the vocabulary, but {parts!r}")
+        return ids[0]
 
     def show(self, text: str, seed: int | None = None):
         """What the objective does to a text, as a matplotlib figure.

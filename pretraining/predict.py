@@ -1,15 +1,18 @@
 """Predictions through the optional parts of an objective: one row in, log-probabilities out."""
 
 import functools
+import operator
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pretraining.data.row import Row
 from pretraining.errors import UserError
 
 BATCH = 16  # rows of one forward pass
+POSITIONS = 2048  # of one forward pass over many rows
 
 
 def require(objective, what: str, *, context: str | None = None) -> None:
@@ -69,34 +72,91 @@ def encode(objective, params, rows: list[Row], layer: int) -> np.ndarray:
     return np.concatenate(parts)[: len(rows)]
 
 
+def pooled(objective, params, rows: list[Row]) -> dict[str, np.ndarray]:
+    """{"mean", "cls"}: [n, D] each, the mean of the last block's vectors of a row's tokens, and its
+    `summary`, where the objective has one.
+    """
+    parts = objective.query, objective.encode, objective.summary, objective.model
+    return _in_batches(_pooled_function(*parts), params, _stack(rows), np.arange(len(rows)))
+
+
 def token_scores(objective, params, row: Row, skip: tuple[int, ...]) -> np.ndarray:
     """[length]: a value for every token of a row, higher where likelier; 0 for the ids in `skip`.
 
     The objective's own score where it has one (one pass over the intact row), log-likelihoods
     otherwise.
     """
-    if objective.score is None:
-        return token_log_likelihoods(objective, params, row, skip)
-    function = _score_function(objective.query, objective.score, objective.model)
-    values = np.asarray(function(params, next(_batches([row]))))[0, : int(row.length)]
-    return np.where(np.isin(row.tokens[: len(values)], skip), 0.0, values)
+    return scores(objective, params, [row], skip)[0]
 
 
 def token_log_likelihoods(objective, params, row: Row, skip: tuple[int, ...]) -> np.ndarray:
-    """[length] log-likelihood of every token of a row; 0 for the ids in `skip`.
+    """[length] log-likelihood of every token of a row; see `log_likelihoods`."""
+    return log_likelihoods(objective, params, [row], skip)[0]
+
+
+def scores(objective, params, rows: list[Row], skip: tuple[int, ...]) -> list[np.ndarray]:
+    """`token_scores` of many rows of one size."""
+    if objective.score is None:
+        return log_likelihoods(objective, params, rows, skip)
+    function = _score_function(objective.query, objective.score, objective.model)
+    stacked = _stack(rows)
+    values = _in_batches(function, params, stacked, np.arange(len(rows)))
+    return _cut(np.where(np.isin(stacked.tokens, skip), 0.0, values), stacked)
+
+
+def log_likelihoods(objective, params, rows: list[Row], skip: tuple[int, ...]) -> list[np.ndarray]:
+    """[length] log-likelihoods of the tokens of each of many rows; 0 for the ids in `skip`.
 
     Exact where positions see only their left (one pass). Where they see both sides it is the
     pseudo-log-likelihood (Salazar et al. 2020): each token masked alone, all others visible.
     """
-    length, everywhere = int(row.length), np.arange(row.tokens.shape[0])
-    labels = row.tokens[:length]
+    stacked = _stack(rows)
+    everywhere = np.arange(stacked.tokens.shape[1])
+    counts = (everywhere < stacked.length[:, None]) & ~np.isin(stacked.tokens, skip)
     if objective.context == "left":
-        values = log_probs(objective, params, [row], everywhere[None])[0]
-    else:
-        alone = everywhere[:length, None]
-        batches = _log_prob_batches(objective, params, [row] * length, alone)
-        values = np.concatenate([batch[:, 0] for batch in batches])
-    return np.where(np.isin(labels, skip), 0.0, values[everywhere[:length], labels])
+        positions = np.tile(everywhere, (len(rows), 1))
+        found = label_log_probs(objective, params, rows, np.arange(len(rows)), positions)
+        return _cut(np.where(counts, found, 0.0), stacked)
+    which, place = np.nonzero(counts)
+    values = np.zeros(counts.shape)
+    if which.size:
+        alone = label_log_probs(objective, params, rows, which, place[:, None])
+        values[which, place] = alone[:, 0]
+    return _cut(values, stacked)
+
+
+def label_log_probs(
+    objective, params, rows: list[Row], which: np.ndarray, positions: np.ndarray
+) -> np.ndarray:
+    """[m, Q] log-probabilities of what stands at payload positions [m, Q] of the rows `which` [m].
+
+    The queried positions of one entry are masked all at once, where the objective masks.
+    """
+    function = _label_function(objective.query, objective.log_probs, objective.model)
+    return _in_batches(function, params, _stack(rows), which, positions.astype(np.int32))
+
+
+def _stack(rows: list[Row]) -> Row:
+    return jax.tree.map(lambda *x: np.stack(x), *rows)
+
+
+def _cut(values: np.ndarray, rows: Row) -> list[np.ndarray]:
+    return [value[:length] for value, length in zip(values, rows.length, strict=True)]
+
+
+def _in_batches(function, params, rows: Row, which: np.ndarray, *others: np.ndarray):
+    """`function(params, rows[which], *others)`, about POSITIONS positions at once.
+
+    The last batch is filled up with its last entry, so that one compiled program serves all.
+    """
+    size = min(max(1, POSITIONS // rows.tokens.shape[1]), 1 << (len(which) - 1).bit_length())
+    parts = []
+    for start in range(0, len(which), size):
+        entries = np.minimum(np.arange(start, start + size), len(which) - 1)
+        taken = jax.tree.map(operator.itemgetter(which[entries]), rows)
+        parts.append(function(params, taken, *(other[entries] for other in others)))
+    parts = jax.device_get(parts)
+    return jax.tree.map(lambda *x: np.concatenate(x)[: len(which)], *parts)
 
 
 def _log_prob_batches(objective, params, rows, positions) -> Iterator[np.ndarray]:
@@ -121,6 +181,31 @@ def _query_function(query, log_probs, model):
     def function(params, rows, positions):
         examples = jax.vmap(query)(rows, positions)
         return log_probs(model.apply, params, examples)
+
+    return jax.jit(function)
+
+
+@functools.lru_cache(maxsize=8)
+def _label_function(query, log_probs, model):
+    def function(params, rows, positions):
+        values = log_probs(model.apply, params, jax.vmap(query)(rows, positions))
+        labels = jnp.take_along_axis(rows.tokens, positions, axis=1)
+        return jnp.take_along_axis(values, labels[..., None], axis=-1)[..., 0]
+
+    return jax.jit(function)
+
+
+@functools.lru_cache(maxsize=8)
+def _pooled_function(query, encode, summary, model):
+    def function(params, rows):
+        example = _intact(query, rows)
+        vectors = encode(model.apply, params, example)[-1].astype(jnp.float32)
+        valid = jnp.arange(vectors.shape[1])[None] < rows.length[:, None]
+        total = jnp.sum(vectors, axis=1, where=valid[..., None])
+        found = {"mean": total / jnp.maximum(rows.length, 1)[:, None].astype(jnp.float32)}
+        if summary is not None:
+            found["cls"] = summary(model.apply, params, example).astype(jnp.float32)
+        return found
 
     return jax.jit(function)
 

@@ -11,6 +11,7 @@ import pytest
 import pretraining
 from pretraining import evaluate, metrics
 from pretraining.config import objective_names
+from pretraining.errors import UserError
 
 
 def run_command(command, folder, *options, devices=1):
@@ -90,3 +91,66 @@ def test_mistakes(options, message, trained, command):
     assert err.strip().splitlines()[-1].startswith("error: ")
     assert message in err
     assert "Traceback" not in err
+
+
+def test_the_yardstick_is_stored_in_the_run_folder(trained, command, tmp_path):
+    """Its parts are tested in tests/yardstick; here, that all of them arrive."""
+    pair = {"UID": "a", "linguistics_term": "binding", "sentence_good": "the", "sentence_bad": "of"}
+    for name, lines in (
+        ("blimp/blimp.jsonl", [json.dumps(pair)]),
+        ("glue/SST-2/train.tsv", ["sentence\tlabel", "the\t1", "of\t0", "is\t0"]),
+        ("glue/SST-2/dev.tsv", ["sentence\tlabel", "the\t1", "value " * 99 + "\t0"]),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("\n".join(lines))
+    folder = trained["masked_lm"]
+    options = ["--suite=yardstick", f"--tasks={tmp_path}", "--ema"]
+    code, out, err = run_command(command, folder, *options)
+    assert code == 0, err
+    assert "left out, glue/CoLA, glue/MRPC, glue/RTE, conll2003" in err
+    stored = json.loads((folder / "evaluations/40-ema-yardstick.json").read_text())
+    assert stored == json.loads(out)
+    assert (stored["suite"], stored["step"], stored["ema"]) == ("yardstick", 40, True)
+    assert stored["family"] == "masked"
+    assert stored["cut"] == {"blimp": 0, "probe": 1}
+    assert set(stored["settings"]["tasks"]) == {
+        "blimp/blimp.jsonl",
+        "glue/SST-2/train.tsv",
+        "glue/SST-2/dev.tsv",
+    }
+    figures = stored["figures"]
+    assert set(figures) == {
+        "family/masked_loss",
+        "family/pseudo_perplexity",
+        "blimp/accuracy",
+        "blimp/binding",
+        "probe/sst2/majority",
+        "probe/sst2/mean",
+        "probe/sst2/cls",
+        "probe/average",
+    }
+    run = pretraining.load(folder, ema=True)
+    good, bad = run.score(["the", "of"])
+    assert figures["blimp/accuracy"] == figures["blimp/binding"] == float(good > bad)
+    assert figures["probe/sst2/majority"] == 0.5
+    both = figures["probe/sst2/mean"], figures["probe/sst2/cls"]
+    assert figures["probe/average"] == np.mean(both)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"suite": "glue"}, "--suite=glue: there is no such suite"),
+        ({"suite": "yardstick", "sample": "half"}, "--sample='half' is not one of quick, full"),
+        ({"suite": "yardstick", "tasks": "nowhere"}, "--tasks=nowhere: there is no such folder"),
+        ({"suite": "yardstick", "corpus": "x"}, "--corpus=x means nothing with --suite=yardstick"),
+        ({"suite": "yardstick", "rows": "3"}, "--rows=3 means nothing with --suite=yardstick"),
+        ({"tasks": "nowhere"}, "--tasks=nowhere means nothing without --suite=yardstick"),
+        ({"sample": "full"}, "--sample=full means nothing without --suite=yardstick"),
+    ],
+)
+def test_mistakes_of_the_suite_are_told_before_the_run_is_read(options, message):
+    given = dict.fromkeys(("corpus", "step", "rows", "suite", "tasks", "sample")) | options
+    with pytest.raises(UserError) as error:
+        evaluate.main("no run", ema=False, **given)
+    assert message in str(error.value)

@@ -1,13 +1,16 @@
 """What a notebook does with a run, on real (small) runs."""
 
+import dataclasses
 import math
+import re
 
 import jax
 import numpy as np
 import pytest
 
 import pretraining
-from pretraining import metrics, notebook
+from pretraining import display, metrics, notebook, observe
+from pretraining.config import objective_names
 from pretraining.errors import UserError
 
 
@@ -231,3 +234,105 @@ def test_a_discriminator_scores_by_what_it_was_trained_to_tell(trained):
     assert math.isclose(sum(probability for _, probability in candidates), 1, rel_tol=1e-4)
     vectors = run.encode([text])[0]  # the discriminator's
     assert vectors.shape == (len(tokens), run.config.model.width)
+
+
+# What a network looked at, and which pieces are alike.
+
+TEXT = "the value of the object"
+
+
+@pytest.mark.parametrize("objective", objective_names())
+def test_attention_is_a_distribution_over_the_visible_tokens(objective, trained):
+    run = pretraining.load(trained[objective])
+    pieces, probabilities = run.attention(TEXT)
+    text = run.vocabulary.pieces(run.vocabulary.encode(TEXT))
+    special = run.vocabulary.pieces(run.vocabulary.special_ids)
+    assert [piece for piece in pieces if piece not in special] == text
+    n = len(pieces)
+    assert n - len(text) in (1, 2)
+    assert probabilities.shape == (2, 2, n, n)
+    np.testing.assert_allclose(probabilities.sum(axis=-1), 1, rtol=1e-5)
+    assert (probabilities >= 0).all()
+    above = probabilities[..., ~np.tri(n, dtype=bool)]
+    if run.objective.context == "left":
+        assert (above == 0).all()
+    else:
+        assert (above > 0).all()
+
+
+def test_attention_reads_a_text_that_fills_the_row(causal):
+    (row,) = [notebook.predict.text_row(causal.vocabulary, "the the the " * 9, causal.payload)]
+    assert causal.attention("the the the " * 9).probabilities.shape[-1] == row.length + 1
+    with pytest.raises(UserError, match="takes 1 to 29"):
+        causal.attention("the value of " * 30)
+
+
+def test_without_a_network_that_keeps_attention_it_is_refused(masked):
+    without = dataclasses.replace(masked, objective=masked.objective._replace(encode=None))
+    with pytest.raises(UserError, match="attention is not available"):
+        without.attention(TEXT)
+    silent = lambda apply, params, example: (example.tokens,)  # never calls the network
+    other = dataclasses.replace(masked, objective=masked.objective._replace(encode=silent))
+    with pytest.raises(UserError, match="attention is not available"):
+        other.attention(TEXT)
+
+
+def test_neighbours_are_ordered_by_their_cosine(masked):
+    """Against a table whose cosines to the first piece are known: 1 / sqrt(1 + j^2)."""
+    count = masked.vocabulary.size
+    the = masked.vocabulary.encode("the")[0]
+    table = np.stack([np.ones(count), np.arange(count) - the], axis=1)
+    params = {"encoder": {"embeddings": {"token": {"embedding": table}}}}
+    run = dataclasses.replace(masked, params=params)
+    found = run.neighbours("the", k=4)
+    ids = [the + distance for distance in (-1, 1, -2, 2)]
+    assert [piece for piece, _ in found] == masked.vocabulary.pieces(ids)
+    np.testing.assert_allclose([c for _, c in found], [0.5**0.5] * 2 + [0.2**0.5] * 2)
+    assert run.neighbours(masked.vocabulary.pieces([the])[0], k=4) == found
+    every = {piece for piece, _ in run.neighbours("the", k=count)}
+    assert len(every) == count - 1 - len(masked.vocabulary.special_ids)
+    with pytest.raises(UserError, match="'value of' is no piece of the vocabulary"):
+        run.neighbours("value of")
+    with pytest.raises(UserError, match="keeps no table"):
+        dataclasses.replace(masked, params={"encoder": {}}).neighbours("the")
+
+
+def test_colours_run_from_the_likeliest_token_to_the_least_likely(masked, causal):
+    for run in (masked, causal):
+        found = run.colour(TEXT)
+        (values,) = run.score([TEXT], per_token=True)
+        assert [float(v) for v in re.findall(r'title="([^"]*)"', found)] == [
+            float(f"{value:.3f}") for value in values
+        ]
+        assert found._repr_html_() == found
+
+
+def test_html_of_coloured_tokens():
+    html = display.coloured(["\u2581<b>", "c", "d", "e"], np.array([-1.0, -3.0, -2.0, np.nan]))
+    spans = re.findall(
+        r'<span(?: title="([^"]*)")? style="background:([^"]*)">([^<]*)</span>', html
+    )
+    assert spans == [
+        ("-1.000", "rgb(255,255,255)", "&nbsp;&lt;b&gt;"),
+        ("-3.000", "rgb(255,0,0)", "c"),
+        ("-2.000", "rgb(255,128,128)", "d"),
+        ("", "#ddd", "e"),
+    ]
+    assert "white -1.00 nats, red -3.00 nats; mean -2.00" in html
+    assert "rgb(255,255,255)" in display.coloured(["a", "b"], np.array([-1.0, -1.0]))
+    assert "rgb" not in display.coloured(["a"], np.array([np.nan]))
+
+
+def test_maps_of_attention():
+    probabilities = np.random.default_rng(0).random((3, 2, 2, 2))
+    found = observe.AttentionMap(["\u2581a", "$b"], probabilities)
+    grid = display.attention(found)
+    assert len(grid.axes) == 6
+    one = display.attention(found, layer=2, head=1)
+    axes = one.axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["·a", r"\$b"]
+    assert axes.get_title() == "layer 2 head 1"
+    np.testing.assert_array_equal(axes.images[0].get_array(), probabilities[2, 1])
+    np.testing.assert_array_equal(grid.axes[3].images[0].get_array(), probabilities[1, 1])
+    grid.canvas.draw()
+    one.canvas.draw()

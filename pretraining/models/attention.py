@@ -128,10 +128,31 @@ def mix(
       mask: what broadcasts to [B, H, K, L] bool, True where a score counts; None = everywhere.
       value: [B, H, L, d].
     """
+    probabilities = dropout(softmax(scores, mask), dropout_rate, dropout_key)
+    return jnp.einsum("bhlm,bhmd->bhld", probabilities.astype(value.dtype), value)
+
+
+def softmax(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """[B, H, K, L] float32, the probabilities of scores; the arguments are those of `mix`.
+
+    They are 0 where the mask is False, but all alike where it is False in a whole row.
+    """
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    probabilities = dropout(jax.nn.softmax(scores, axis=-1), dropout_rate, dropout_key)
-    return jnp.einsum("bhlm,bhmd->bhld", probabilities.astype(value.dtype), value)
+    return jax.nn.softmax(scores, axis=-1)
+
+
+def probabilities(query: jax.Array, key: jax.Array, attention: Attention) -> jax.Array:
+    """[B, H, L, L] float32: how much each position (third) takes from the other one (last).
+
+    What `attend` averages the values by, whatever the kernel; for people to look at. Rows at or
+    beyond `attention.length` mean nothing.
+
+    Args:
+      query, key: [B, L, H, d].
+    """
+    query, key = (x.transpose(0, 2, 1, 3) for x in (query, key))
+    return softmax(_scores(query, key), visible(attention, query.shape[2]))
 
 
 def check_kernel(
@@ -251,10 +272,15 @@ def _xla(query, key, value, attention, rate, dropout_key):
     """The reference: every description, attention dropout."""
     # On CPUs the products are up to 10 % faster with the heads beside the rows.
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
-    query = query * query.shape[-1] ** -0.5
-    scores = jnp.einsum("bhld,bhmd->bhlm", query, key, preferred_element_type=jnp.float32)
+    scores = _scores(query, key)
     out = mix(scores, visible(attention, query.shape[2]), value, rate, dropout_key)
     return out.transpose(0, 2, 1, 3)
+
+
+def _scores(query, key):
+    """[B, H, L, L] float32 of [B, H, L, d]."""
+    query = query * query.shape[-1] ** -0.5
+    return jnp.einsum("bhld,bhmd->bhlm", query, key, preferred_element_type=jnp.float32)
 
 
 def _valid(length, positions):

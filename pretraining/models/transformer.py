@@ -7,6 +7,7 @@ Parameters are float32 and have one layout, `layer_0`, `layer_1`, ..., whether l
 or scanned; compute is in `config.dtype`, norms and softmax in float32.
 """
 
+import functools
 import operator
 
 import flax.linen as nn
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from pretraining.errors import UserError
-from pretraining.models.attention import Attention, attend, dropout, rotary
+from pretraining.models.attention import Attention, attend, dropout, probabilities, rotary
 from pretraining.models.config import TransformerConfig
 from pretraining.models.linear import Dense, Table
 from pretraining.models.partition import ROWS, TENSOR, constrain
@@ -27,6 +28,7 @@ ACTIVATIONS = {
     "silu": jax.nn.silu,
 }
 _OUTPUT = "output"  # of a sub-layer, as `config.model.remat` knows it
+WATCHED = "intermediates"  # collection of attention probabilities, where a caller makes it mutable
 
 
 class Transformer(nn.Module):
@@ -100,6 +102,9 @@ class Transformer(nn.Module):
 def run_blocks(blocks, hidden, attention, key=None, all_layers: bool = False) -> list:
     """The outputs of blocks that follow each other: at least the last, or `all_layers`.
 
+    Where the collection WATCHED is mutable, each block's attention keeps its probabilities
+    [B, H, L, L] there (`probabilities`), in the same layout whatever `config.execution` is.
+
     Args:
       blocks: submodules of one class, whose `config` says how they are executed; called as
         `block(hidden, attention, key)`.
@@ -109,6 +114,11 @@ def run_blocks(blocks, hidden, attention, key=None, all_layers: bool = False) ->
     """
     if blocks[0].is_initializing():
         return [block(hidden, attention, None) for block in blocks]
+    # The same keys in every execution, so that the dropout is the same too.
+    keys = None if key is None else jax.vmap(fold, (None, 0))(key, 1 + jnp.arange(len(blocks)))
+    if blocks[0].is_mutable_collection(WATCHED):  # what they keep there needs them in their place
+        steps = [lambda hidden, key, b=block: b(hidden, attention, key) for block in blocks]
+        return _unrolled(steps, hidden, keys)
     config = blocks[0].config
     block = type(blocks[0])(config, parent=None)
     layers = [block.variables["params"] for block in blocks]
@@ -116,13 +126,15 @@ def run_blocks(blocks, hidden, attention, key=None, all_layers: bool = False) ->
         config,
         lambda params, hidden, key: block.apply({"params": params}, hidden, attention, key),
     )
-    # The same keys in either execution, so that the dropout is the same too.
-    keys = None if key is None else jax.vmap(fold, (None, 0))(key, 1 + jnp.arange(len(layers)))
     if config.execution == "scanned":
         return _scanned(step, layers, hidden, keys, all_layers)
+    return _unrolled([functools.partial(step, params) for params in layers], hidden, keys)
+
+
+def _unrolled(steps, hidden, keys):
     outputs = []
-    for index, params in enumerate(layers):
-        hidden = step(params, hidden, None if keys is None else keys[index])
+    for index, step in enumerate(steps):
+        hidden = step(hidden, None if keys is None else keys[index])
         outputs.append(hidden)
     return outputs
 
@@ -269,6 +281,8 @@ class SelfAttention(nn.Module):
         """[B, L, D] -> [B, L, D]; `key` drops attention probabilities."""
         turn = rotary if self.config.position == "rotary" else lambda x: x
         projected = turn(self.query(hidden)), turn(self.key(hidden)), self.value(hidden)
+        if self.is_mutable_collection(WATCHED):
+            self.sow(WATCHED, "probabilities", probabilities(*projected[:2], attention))
         out = attend(
             *(constrain(x, ROWS, None, TENSOR) for x in projected),
             attention,

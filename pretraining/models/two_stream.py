@@ -22,9 +22,16 @@ import numpy as np
 from flax import struct
 
 from pretraining.errors import UserError
-from pretraining.models.attention import Attention, dropout, mix, visible
+from pretraining.models.attention import Attention, dropout, mix, softmax, visible
 from pretraining.models.config import TransformerConfig
-from pretraining.models.transformer import Block, Embeddings, dense, fold, run_blocks
+from pretraining.models.transformer import (
+    WATCHED,
+    Block,
+    Embeddings,
+    dense,
+    fold,
+    run_blocks,
+)
 
 
 class TwoStream(nn.Module):
@@ -230,6 +237,8 @@ class RelativeAttention(nn.Module):
         if relations.segments is not None:
             scores += self._by_segment(query, relations.segments, positions)
         mask = _mask(relations.attention, keys.shape[2], positions)
+        if positions is None and self.is_mutable_collection(WATCHED):  # of the content stream
+            self.sow(WATCHED, "probabilities", softmax(scores, mask))
         out = mix(scores, mask, values, self.config.attention_dropout, key)
         if mask is not None:
             out = jnp.where(mask.any(axis=-1, keepdims=True), out, 0)

@@ -337,6 +337,38 @@ def test_context_is_what_a_queried_position_sees(objective, rows, params):
     assert differs == {2: True, 5: False, 9: objective.context == "both"}
 
 
+def test_the_family_is_that_of_objectives_whose_predictions_compare(name, objective):
+    assert {
+        "causal_lm": "causal",
+        "masked_lm": "masked",
+        "span_boundary": "masked",
+        "permutation_lm": "permutation",
+        "replaced_token_detection": "detection",
+    }.get(name, objective.family) == objective.family
+
+
+def test_the_summary_is_the_last_blocks_vector_of_cls_or_of_the_last_token(
+    objective, rows, params, vocabulary
+):
+    """And it knows of every token of the text, and of no padding."""
+    if objective.summary is None:
+        pytest.skip("this objective has no summary of a text")
+    apply = objective.model.apply
+    summary = jax.jit(lambda rows: objective.summary(apply, params, intact(rows)))
+    intact = lambda rows: jax.vmap(objective.query, (0, None))(rows, jnp.zeros(0, jnp.int32))
+    found, examples = np.asarray(summary(rows)), intact(rows)
+    hidden = np.asarray(apply({"params": params}, examples, method="encode"))
+    for b in range(len(LENGTHS)):
+        place = int(examples.length[b]) - 1
+        if objective.context == "both":
+            (place,) = np.flatnonzero(np.asarray(examples.tokens)[b] == vocabulary.cls)
+        np.testing.assert_allclose(found[b], hidden[b, place], rtol=1e-5, atol=1e-6)
+    for place in (0, 8, 9, 31):
+        tokens = rows.tokens.at[:, place].set(jnp.where(rows.tokens[:, place] == 7, 6, 7))
+        changed = (summary(rows._replace(tokens=tokens)) != found).any(axis=1)
+        assert changed.tolist() == [length > place for length in LENGTHS]
+
+
 def test_describe_shows_lines_of_the_row(objective, rows, examples, params):
     """What was corrupted, as much as it was, is told from the rest by the first line alone."""
     if objective.describe is None:

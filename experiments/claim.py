@@ -1,0 +1,79 @@
+"""The folder of a sweep: which sweep it is, and that one process at a time runs it.
+
+`sweep.json` says which. `.sweep` is locked by the process that runs the sweep, `.runs` also by the
+runs that it starts: where it was killed, the next start waits for those that have not ended yet.
+"""
+
+import contextlib
+import fcntl
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
+
+from pretraining.errors import UserError
+from pretraining.files import write_atomically
+
+FILE = "sweep.json"
+
+
+def read(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """What the sweep in a folder is; None = there is none.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = workdir / FILE
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def check(workdir: pathlib.Path, sweep: Mapping[str, Any]) -> None:
+    """Refuses a folder that holds another sweep, naming the difference."""
+    stored = read(workdir) or sweep
+    for key, value in sweep.items():
+        if stored.get(key) != value:
+            raise UserError(
+                f"--workdir={workdir} holds another sweep: its {key} is {stored.get(key)!r}, "
+                f"not {value!r}"
+            )
+
+
+@contextlib.contextmanager
+def claim(workdir: pathlib.Path, sweep: Mapping[str, Any]) -> Iterator[int]:
+    """Holds the folder; yields the file descriptor that the runs are to inherit.
+
+    Raises:
+      UserError: another sweep runs there, or it holds another one, or it cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with open(workdir / ".sweep", "w") as own, open(workdir / ".runs", "w") as runs:
+            if not _lock(own, fcntl.LOCK_NB):
+                raise UserError(f"--workdir={workdir}: another process runs a sweep in it")
+            if not _lock(runs, fcntl.LOCK_NB):
+                print("waiting for the runs of an earlier start to end", file=sys.stderr)
+                _lock(runs)
+            check(workdir, sweep)
+            write_atomically(workdir / FILE, json.dumps(sweep, indent=1) + "\n")
+            yield runs.fileno()
+    except OSError as error:
+        if pathlib.Path(error.filename or "").parent != workdir and error.filename != str(workdir):
+            raise
+        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+
+
+def _lock(file: IO, how: int = 0) -> bool:
+    """Whether it is taken; true as well where the file system has no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | how)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        print(f"{file.name} cannot be locked ({error.strerror}): run one sweep at a time")
+    return True

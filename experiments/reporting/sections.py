@@ -1,0 +1,184 @@
+"""The sections of a report."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas
+
+from experiments import results as results_lib
+from experiments.question import Figure
+from experiments.reporting import comparable, context, figures, metrics, training, wording
+from experiments.reporting.context import Context
+from experiments.reporting.page import Block, Heading, Picture, Table, Text, Warnings
+from experiments.reporting.source import Sweep
+
+
+def blocks(of: Context) -> list[Block]:
+    """The whole report."""
+    return [*_opening(of), *_costs(of), *_metrics(of), *training.section(of), *_by_task(of)]
+
+
+def summary(of: Context) -> list[Table]:
+    """What a terminal shows: the first metric of all, by family or objective where these differ."""
+    return [
+        context.table(of, context.compare(of, runs, metric), f"{metric} {label}".strip())
+        for metric in metrics.reported(of.frame, of.figures)[:1]
+        for label, runs in metrics.groups(of.frame, metric).items()
+    ]
+
+
+# ---------------------------------------------------------------------------------------- opening
+
+
+def _opening(of: Context) -> Iterable[Block]:
+    sweep = of.sweep
+    yield Heading(1, sweep.title)
+    planned = f" of {len(sweep.planned)} planned" if sweep.planned else ""
+    protocol = f", protocol {sweep.protocol}" if sweep.protocol else ""
+    against = f"baseline: {of.baseline}" if of.baseline else "no run of the baseline: no tests"
+    counts = f"{len(of.frame)} runs{planned}, {len(sweep.variants)} variants{protocol}"
+    drawn = ", ".join(
+        f"{figure.metric} against {figure.knob or 'variant'}" for figure in of.figures
+    )
+    yield Text(f"{counts}; {against}." + (f" {sweep.note} Drawn: {drawn}." if sweep.note else ""))
+    faults, own = comparable.differences(sweep)
+    if faults:
+        yield Warnings("These runs are not comparable in every respect", faults)
+    else:
+        yield Text(
+            "No other difference than the question's own was found: same store, tokens, order of "
+            "rows, evaluation, code, versions, kind of machine; all runs are at their end."
+        )
+    if own:
+        yield Warnings("Differences that the question itself asks for", own)
+    yield Text(f"How to read the tables. {context.HOW_TO_READ}")
+
+
+def _costs(of: Context) -> Iterable[Block]:
+    yield Heading(2, "Variants and what they took")
+    rows = []
+    for variant in of.sweep.variants:
+        runs = of.frame[of.frame.variant == variant]
+        mean = runs[["step", "tokens", "distinct_tokens", "flops", "seconds", "goodput"]].mean()
+        rows.append(
+            [
+                variant,
+                str(len(runs)),
+                f"{mean.step:,.0f}",
+                wording.tokens(mean.tokens),
+                wording.tokens(mean.distinct_tokens),
+                wording.flops(mean.flops),
+                wording.duration(mean.seconds),
+                wording.number(mean.goodput, "{:.0%}"),
+            ]
+        )
+    header = ("variant", "runs", "steps", "tokens", "distinct tokens", "FLOPs", "wall time")
+    told = (
+        "Means over runs. Tokens: steps x rows of a batch x T; distinct: copies of a row "
+        "(data.copies) counted once. FLOPs: of the matrix products, forward and backward. Goodput: "
+        "share of the wall time that made steps."
+    )
+    yield Table((*header, "goodput"), rows, told)
+    variants = of.sweep.variants
+    rows = [[key, *(_values(of.sweep, v, key) for v in variants)] for key in _varied(of.sweep)]
+    if rows:
+        yield Table(("config key", *variants), rows, "What differs between the variants.")
+
+
+def _varied(sweep: Sweep) -> list[str]:
+    """Keys in which the runs differ; where it is known, those that the question overrides."""
+    differing = results_lib.differing([result.config for result in sweep.results])
+    planned = {key for run in sweep.planned for key in run.overrides} or differing
+    return [key for key in differing if key in planned and not key.startswith("seed.")]
+
+
+def _values(sweep: Sweep, variant: str, key: str) -> str:
+    values = (str(r.config.get(key, "—")) for r in sweep.results if r.variant == variant)
+    return ", ".join(dict.fromkeys(values))
+
+
+# ---------------------------------------------------------------------------------------- metrics
+
+
+def _metrics(of: Context) -> Iterable[Block]:
+    for metric in metrics.reported(of.frame, of.figures):
+        yield Heading(2, metric)
+        if told := metrics.note(of.frame, metric):
+            yield Text(told)
+        for label, runs in metrics.groups(of.frame, metric).items():
+            yield Heading(3, f"{metric}: {label}") if label else Text("All runs:")
+            yield context.table(of, context.compare(of, runs, metric), metrics.named(metric))
+            for number, asked in enumerate(of.figures):
+                if asked.metric == metric:
+                    yield from _figure(of, runs, asked, wording.slug(f"{number}-{metric}-{label}"))
+
+
+def _figure(of: Context, runs: pandas.DataFrame, asked: Figure, name: str) -> Iterable[Picture]:
+    curves = _curves(of, runs, asked)
+    if not curves:
+        return
+    knob, metric = asked.knob or "variant", metrics.named(asked.metric, asked.better)
+    seeds = pandas.concat([curve.points for curve in curves]).groupby("variant").size()
+    sources = {}
+    for published in asked.published:
+        sources.setdefault(published.source, []).append(published.label)
+    told = "; ".join(f"{', '.join(labels)} of {source}" for source, labels in sources.items())
+    yield Picture(
+        name,
+        f"{asked.title}: {metric} against {knob}, {wording.seeds(seeds.min(), seeds.max())}, bars "
+        "from the least to the largest, small points the seeds."
+        + (f" Beside it, on scales of their own: {told}." if told else ""),
+        figures.ablation(curves, of.look, knob, metric, asked.title, asked.published),
+    )
+
+
+def _curves(of: Context, runs: pandas.DataFrame, asked: Figure) -> list[figures.Curve]:
+    """The runs of each series, by their config, in the order of the variants."""
+    config = {result.name: result.config for result in of.sweep.results}
+    order = sorted(runs.index, key=lambda name: of.sweep.variants.index(runs.variant[name]))
+    found = []
+    for label, wanted in (asked.series or {"": {}}).items():
+        stored = json.loads(json.dumps(wanted))  # as a run folder has it: tuples are lists
+        names = [name for name in order if _matches(config[name], stored, asked.knob)]
+        if names:
+            chosen = runs.loc[names]
+            places = (
+                [_place(config[n][asked.knob]) for n in names] if asked.knob else chosen.variant
+            )
+            points = chosen.assign(place=places, value=chosen[asked.metric].astype(float))
+            found.append(figures.Curve(label, points[["place", "value", "variant"]]))
+    return found
+
+
+def _place(value: Any) -> float | str:
+    return value if isinstance(value, int | float) else str(value)
+
+
+def _matches(config: Mapping[str, Any], wanted: Mapping[str, Any], knob: str) -> bool:
+    alike = all(key in config and config[key] == value for key, value in wanted.items())
+    return alike and (not knob or knob in config)
+
+
+# ---------------------------------------------------------------------------------------- by task
+
+
+def _by_task(of: Context) -> Iterable[Block]:
+    """Means of probes by task, and of BLiMP by phenomenon: no tests, there are too many."""
+    for prefix, title, unit in (
+        (metrics.BLIMP, "BLiMP by phenomenon", "right pairs (%)"),
+        (metrics.PROBE, "Probes by task", "score x 100"),
+    ):
+        columns = sorted(c for c in of.frame if c.startswith(prefix) and c not in metrics.MAIN)
+        means = of.frame.groupby("variant")[columns].mean().dropna(how="all")
+        means = means.reindex([variant for variant in of.sweep.variants if variant in means.index])
+        if not columns or means.empty:
+            continue
+        means.columns = [column.removeprefix(prefix) for column in columns]
+        yield Heading(2, title)
+        if told := metrics.note(of.frame, prefix):
+            yield Text(told)
+        rows = [[v, *(wording.number(x, "{:.3f}") for x in row)] for v, row in means.iterrows()]
+        told = f"{title}, means over seeds; no tests."
+        yield Table(("variant", *means.columns), rows, told)
+        yield Picture(wording.slug(title), told, figures.heatmap(100 * means, unit))

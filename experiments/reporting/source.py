@@ -1,0 +1,128 @@
+"""A sweep as its folder tells: results, the question behind them, and what is not there yet."""
+
+import json
+import pathlib
+import re
+from typing import NamedTuple
+
+from experiments import question as question_lib
+from experiments import results as results_lib
+from experiments import table
+from experiments.reporting import metrics
+from pretraining import run_folder
+from pretraining.errors import UserError
+
+FILE = "sweep.json"
+_ROOT = pathlib.Path(__file__).parents[2]
+
+
+class Sweep(NamedTuple):
+    """What a report is made of.
+
+    Attributes:
+      folder: where the runs are.
+      title: of the report.
+      protocol: at which the question was asked; "" = unknown.
+      results: of the runs that have begun.
+      question: what was asked, or None.
+      planned: the runs of the sweep, of `runs.csv` or else of the question; () = unknown.
+      status: {name of a run: "waiting", "running", "failed" or "done"}; {} = unknown.
+      note: why there is no question; "" = there is one.
+    """
+
+    folder: pathlib.Path
+    title: str
+    protocol: str
+    results: tuple[results_lib.Result, ...]
+    question: question_lib.Question | None
+    planned: tuple[question_lib.Run, ...]
+    status: dict[str, str]
+    note: str
+
+    @property
+    def variants(self) -> list[str]:
+        """Those that have begun, in the order of the question; of others that of their names."""
+        begun = {result.variant for result in self.results}
+        asked = list(dict.fromkeys(run.variant for run in self.planned if run.variant in begun))
+        return asked + sorted(begun - set(asked), key=_natural)
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of runs that were planned and have not begun."""
+        begun = {result.name for result in self.results}
+        return [run.name for run in self.planned if run.name not in begun]
+
+
+def read(folder: str | pathlib.Path) -> Sweep:
+    """Reads the run folders, `sweep.json`, `runs.csv` and the question's `sweep.py`.
+
+    All but the run folders may be missing.
+
+    Raises:
+      UserError: there is no such folder, no run has begun or has a figure, or a file is damaged.
+    """
+    folder = pathlib.Path(folder)
+    recorded, status = _recorded(folder)
+    try:
+        found = tuple(results_lib.read(folder))
+    except UserError:
+        if recorded and not any(folder.glob(f"{results_lib.RUNS}/*/{run_folder.CONFIG}")):
+            raise UserError(f"{folder}: none of its {len(recorded)} runs has begun") from None
+        raise
+    if not any(map(_has_figure, found)):
+        raise UserError(f"{folder}: none of the {len(found)} runs that have begun has a figure yet")
+    told = _description(folder / FILE)
+    asked, planned, note = _question(told)
+    title = asked.title if asked else folder.resolve().name
+    planned = recorded or planned
+    return Sweep(folder, title, told["protocol"], found, asked, planned, status, note)
+
+
+def _has_figure(result: results_lib.Result) -> bool:
+    evaluated = any(line.get(metrics.LOSS) is not None for line in result.lines)
+    return evaluated or bool(result.yardstick and result.yardstick["figures"])
+
+
+def _description(path: pathlib.Path) -> dict[str, str]:
+    if not path.is_file():
+        return {"question": "", "protocol": ""}
+    try:
+        told = json.loads(path.read_text())
+        return {"question": told["question"], "protocol": told["protocol"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from None
+
+
+def _recorded(folder: pathlib.Path) -> tuple[tuple[question_lib.Run, ...], dict[str, str]]:
+    """The runs of `runs.csv`, and their status."""
+    try:
+        rows = table.read(folder)
+        runs = (
+            question_lib.Run(
+                row["variant"], int(row["seed"]), row["config"], json.loads(row["overrides"])
+            )
+            for row in rows.values()
+        )
+        return tuple(runs), {name: row["status"] for name, row in rows.items()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / table.FILE} is damaged: {type(error).__name__}: {error}"
+        ) from None
+
+
+def _question(told: dict[str, str]):
+    """The question and its runs, or why there is none."""
+    if not told["question"]:
+        return None, (), f"There is no {FILE}: the question is not known."
+    places = [pathlib.Path(told["question"]), _ROOT / told["question"]]
+    place = next((path for path in places if path.is_dir()), places[0])
+    try:
+        asked = question_lib.load(place)
+        return asked, tuple(question_lib.runs(asked, told["protocol"])), ""
+    except UserError as error:
+        return None, (), f"The question cannot be read: {error}."
+
+
+def _natural(name: str) -> list:
+    """A key that sorts p9 before p10."""
+    return [(int(p), "") if p.isdecimal() else (0, p) for p in re.split(r"(\d+)", name)]

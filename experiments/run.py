@@ -1,0 +1,161 @@
+"""Runs a question: all its runs, as a table that can be stopped and gone on with.
+
+    python -m experiments.run experiments/masking_ratio --workdir=runs/masking_ratio --dry
+    python -m experiments.run experiments/masking_ratio --workdir=runs/masking_ratio --jobs=2
+
+Running the same line again runs what is missing or failed, and nothing else; a run that was stopped
+or killed goes on from its last checkpoint, bit for bit. In the folder: sweep.json, runs.csv (the
+table), runs/<name>/ (ordinary run folders), logs/<name>.log. Exit status: 0 when all runs are done,
+1 when one failed, 130 and 143 after SIGINT and SIGTERM, at which the runs save; 2 for a mistake.
+Then: python -m experiments.report runs/masking_ratio
+"""
+
+import contextlib
+import os
+import pathlib
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from experiments import claim, launchers, machine, table
+from experiments import cost as cost_lib
+from experiments import planned as planned_lib
+from experiments import question as question_lib
+from experiments.follow import Sweep
+from experiments.launchers import Job
+from experiments.machine import Share
+from experiments.planned import Planned
+from pretraining import cli
+from pretraining.errors import UserError
+
+
+def main(
+    question: str,
+    overrides: Mapping[str, str],
+    workdir: str,
+    protocol: str | None = None,
+    launcher: str | None = None,
+    jobs: str | None = None,
+    only: str | None = None,
+    dry: bool = False,
+    tasks: str | None = None,
+    slurm: str | None = None,
+) -> int:
+    """The command; returns the exit status."""
+    launcher, protocol = launcher or "local", protocol or "tiny"
+    count = cli.number("jobs", jobs, None, at_least=1)
+    options = _check_options(launcher, slurm, tasks)
+    asked, folder = question_lib.load(question), pathlib.Path(workdir)
+    sweep = {
+        "question": str(asked.folder),
+        "protocol": protocol,
+        "overrides": dict(overrides),
+        "tasks": tasks or "",
+    }
+    claim.check(folder, sweep)
+    shares = machine.shares(count if launcher == "local" else None)
+    planned = planned_lib.plan(asked, protocol, overrides, folder, shares[0], tasks or "")
+    chosen = set(planned_lib.choose([each.name for each in planned], only))
+    table.check_unchanged(table.read(folder), planned)
+    if dry:
+        print(cost_lib.describe([p for p in planned if p.name in chosen], len(shares)))
+        return 0
+    with claim.claim(folder, sweep) as held, _signals() as received:
+        state = Sweep(folder, planned, asked.figures[0].metric)
+        missing = [p for p in planned if p.name in chosen and not table.is_done(p)]
+        if launcher == "print":
+            for each in missing:
+                print(launchers.command_line(table.commands_left(each, "python")))
+            return 0
+        if missing:
+            environment, stop = _environment(folder), lambda: received
+            _prepare(missing[0], shares[0], environment, held)
+            todo = [Job(p.name, table.commands_left(p), state.log(p.name)) for p in missing]
+            if launcher == "slurm":
+                options |= {"slurm_array_parallelism": count} if count else {}
+                files = folder / "submitit"
+                started = launchers.slurm(todo, files, options, environment, stop)
+            else:
+                started = launchers.local(todo, shares, environment, held, stop)
+            state.follow(chosen, started, stop)
+        return _end(state, chosen, received)
+
+
+def _check_options(launcher: str, slurm: str | None, tasks: str | None) -> dict[str, Any]:
+    """The parameters of SLURM; refuses options that do not go together."""
+    if launcher not in launchers.NAMES:
+        raise UserError(f"--launcher={launcher}: there are {', '.join(launchers.NAMES)}")
+    if slurm and launcher != "slurm":
+        raise UserError(f"--slurm={slurm}: it goes with --launcher=slurm")
+    if tasks and not pathlib.Path(tasks).is_dir():
+        raise UserError(f"--tasks={tasks}: there is no such folder")
+    return launchers.slurm_options(slurm)
+
+
+def _environment(folder: pathlib.Path) -> dict[str, str]:
+    """That of all runs: one cache of compiled programs, which runs that differ in seeds share."""
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(folder.absolute() / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    return cache | os.environ
+
+
+def _prepare(planned: Planned, share: Share, environment: Mapping[str, str], held: int) -> None:
+    """Makes the token store of all runs, or finds it."""
+    every_core = share._replace(cores=())
+    process = launchers.start(planned.preparation(), every_core, environment, held)
+    try:
+        status = process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    if status:
+        raise UserError(f"the token store could not be prepared (exit status {status})")
+
+
+def _end(state: Sweep, chosen: set[str], received: Sequence[int]) -> int:
+    """Says how it stands; the exit status."""
+    print(state.summary(chosen))
+    if received:
+        print("stopped by a signal; run the same command again to go on")
+        return 128 + received[0]
+    return 1 if state.failed(chosen) else 0
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list that receives the first SIGTERM or SIGINT; a second one acts as usual."""
+    received: list[int] = []
+
+    def note(number, _frame):
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    cli.run(
+        main,
+        sys.modules[__name__].__doc__,
+        with_config=False,
+        positional="question",
+        with_overrides=True,
+        workdir="required: folder of the sweep; a folder that holds this sweep is gone on with",
+        protocol="the size at which the question is asked (default tiny)",
+        launcher="local (this machine, default) | slurm | print (a line for each missing run)",
+        jobs="runs at once (default: one per GPU, or one)",
+        only="names of runs, or parts or patterns of them: a,*-seed0",
+        dry="flag: print runs, tokens, FLOPs and estimated time; write nothing",
+        tasks="folder of the tasks of the yardstick",
+        slurm="parameters of its tasks: partition=gpu,time=60",
+    )

@@ -1,0 +1,161 @@
+"""The table of a sweep, runs.csv: what is to be done, and how far it is."""
+
+import csv
+import io
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from experiments.planned import Planned
+from pretraining import metrics, run_folder
+from pretraining.errors import UserError
+from pretraining.files import write_atomically
+from pretraining.manifest import MANIFEST
+
+FILE = "runs.csv"
+WAITING, RUNNING, FAILED, DONE = "waiting", "running", "failed", "done"
+_TAIL = 1 << 16  # bytes at the end of metrics.jsonl that hold its last lines
+
+
+class Row(NamedTuple):
+    """One run, a line of the file.
+
+    Attributes:
+      name: of its folder.
+      variant: what is compared.
+      seed: which repetition.
+      config: the recipe.
+      overrides: JSON.
+      status: WAITING, RUNNING, FAILED or DONE.
+      step: updates made.
+      steps: updates to make.
+      result: the figure that the question is about, or "".
+      folder: the run folder.
+    """
+
+    name: str
+    variant: str
+    seed: int
+    config: str
+    overrides: str
+    status: str
+    step: int
+    steps: int
+    result: str
+    folder: str
+
+
+def row(planned: Planned, metric: str, status: str | None) -> Row:
+    """What the run folder says now.
+
+    Args:
+      metric: the column `result`: of metrics.jsonl, or "yardstick/<figure>".
+      status: of a run that is not done.
+    """
+    run, done = planned.run, is_done(planned)
+    return Row(
+        planned.name,
+        run.variant,
+        run.seed,
+        run.config,
+        json.dumps(planned.overrides),
+        DONE if done else (status or WAITING),
+        planned.cost.steps if done else step(planned.folder),
+        planned.cost.steps,
+        _result(planned, metric) if done else "",
+        str(planned.folder),
+    )
+
+
+def is_done(planned: Planned) -> bool:
+    """Whether the training has come to its end and the yardstick, if there is one, is written."""
+    return _is_trained(planned) and (not planned.yardstick or _yardstick(planned).is_file())
+
+
+def commands_left(planned: Planned, python: str = sys.executable) -> list[list[str]]:
+    """The commands of a run that are still to be given."""
+    if is_done(planned):
+        return []
+    return planned.commands(python)[1 if _is_trained(planned) else 0 :]
+
+
+def step(folder: pathlib.Path) -> int:
+    """That of the last line of metrics.jsonl; 0 = there is none."""
+    return next((line["step"] for line in reversed(_last_lines(folder))), 0)
+
+
+def write(workdir: pathlib.Path, rows: Sequence[Row]) -> None:
+    """Replaces the file as a whole."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([Row._fields, *rows])
+    write_atomically(workdir / FILE, text.getvalue())
+
+
+def read(workdir: pathlib.Path) -> dict[str, dict[str, str]]:
+    """{name: {column: text}}; {} = there is no such file."""
+    path = workdir / FILE
+    if not path.is_file():
+        return {}
+    with open(path, newline="") as file:
+        return {line["name"]: line for line in csv.DictReader(file)}
+
+
+def check_unchanged(before: Mapping[str, Mapping[str, str]], planned: Sequence[Planned]) -> None:
+    """Refuses to go on with a sweep whose question has been edited since.
+
+    Raises:
+      UserError: a run that has begun would be another one now.
+    """
+    for each in planned:
+        row = before.get(each.name)
+        if row is None or not (each.folder / run_folder.CONFIG).exists():
+            continue
+        old = json.loads(row["overrides"]) | {"config": row["config"]}
+        new = json.loads(json.dumps(each.overrides)) | {"config": each.run.config}
+        if changed := [key for key in sorted(old | new) if old.get(key) != new.get(key)]:
+            key = changed[0]
+            raise UserError(
+                f"{each.folder} holds a run of another sweep: {key} was {old.get(key)!r} and is "
+                f"{new.get(key)!r} now; take another --workdir"
+            )
+
+
+def _is_trained(planned: Planned) -> bool:
+    checkpoints = planned.folder / run_folder.CHECKPOINTS
+    return (checkpoints / str(planned.cost.steps) / MANIFEST).is_file()
+
+
+def _yardstick(planned: Planned) -> pathlib.Path:
+    return planned.folder / "evaluations" / f"{planned.cost.steps}-yardstick.json"
+
+
+def _result(planned: Planned, metric: str) -> str:
+    name = metric.removeprefix("yardstick/")
+    if name == metric:
+        lines: Sequence[Mapping[str, Any]] = metrics.read(planned.folder / metrics.FILE)
+    else:
+        path = _yardstick(planned)
+        lines = [json.loads(path.read_text())["figures"]] if path.is_file() else []
+    figures = [line[name] for line in lines if line.get(name) is not None]
+    return f"{figures[-1]:.6g}" if figures else ""
+
+
+def _last_lines(folder: pathlib.Path) -> list[dict]:
+    """The last whole lines of metrics.jsonl that are objects with a step."""
+    try:
+        with open(folder / metrics.FILE, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return []
+    lines = []
+    for line in text.splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:  # cut at the beginning of the tail, or being written
+            continue
+    return lines

@@ -1,0 +1,147 @@
+"""Where runs go on: shares of a machine, SLURM (submitit's own stand-in for it)."""
+
+import os
+import shlex
+import sys
+
+import pytest
+
+from experiments import launchers, machine
+from experiments.launchers import Job
+from pretraining.errors import UserError
+
+
+def job(tmp_path, name, *codes):
+    commands = [[sys.executable, "-c", code] for code in codes]
+    return Job(name, commands, tmp_path / f"{name}.log")
+
+
+@pytest.fixture
+def cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 4, 5}, raising=False)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+
+
+@pytest.mark.parametrize(
+    "jobs, wanted",
+    [
+        (None, [(0, 1, 2, 4, 5)]),
+        (2, [(0, 1), (2, 4)]),
+        (5, [(0,), (1,), (2,), (4,), (5,)]),
+    ],
+)
+def test_every_run_gets_as_many_cores(cores, jobs, wanted):
+    assert machine.shares(jobs) == [machine.Share(each, {}) for each in wanted]
+
+
+def test_more_runs_than_cores_are_refused(cores):
+    with pytest.raises(UserError, match="--jobs=6: this machine has 5 cores"):
+        machine.shares(6)
+
+
+@pytest.mark.parametrize(
+    "visible, jobs, wanted",
+    [
+        ("3,7", None, [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "7"}]),
+        ("3,7", 1, [{"CUDA_VISIBLE_DEVICES": "3,7"}]),
+        ("0,1,2,3,4", 2, [{"CUDA_VISIBLE_DEVICES": "0,1"}, {"CUDA_VISIBLE_DEVICES": "2,3"}]),
+        (
+            "3,7",
+            3,
+            [
+                {"CUDA_VISIBLE_DEVICES": gpu, "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.45"}
+                for gpu in ("3", "7", "3")
+            ],
+        ),
+        ("", 2, [{}, {}]),
+        ("-1", None, [{}]),
+    ],
+)
+def test_gpus_are_shared_out(cores, monkeypatch, visible, jobs, wanted):
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [share.environment for share in machine.shares(jobs)] == wanted
+
+
+def test_without_the_variable_nvidia_smi_counts(cores, monkeypatch, tmp_path):
+    listing = "GPU 0: NVIDIA X (UUID: GPU-a)\n  MIG 1g Device 0: (UUID: MIG-b)\nGPU 1: NVIDIA X\n"
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\nprintf {shlex.quote(listing)}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    shown = [share.environment["CUDA_VISIBLE_DEVICES"] for share in machine.shares(None)]
+    assert shown == ["0", "1"]
+
+
+def test_commands_follow_each_other_until_one_fails(tmp_path):
+    jobs = [
+        job(tmp_path, "good", "print('one')", "import os; print('two', os.environ['WHICH'])"),
+        job(tmp_path, "bad", "import sys; sys.exit(3)", "print('never')"),
+    ]
+    shares = [machine.Share((), {"WHICH": "first"})]
+    with open(tmp_path / "held", "w") as held:
+        environment = dict(os.environ)
+        *_, last = launchers.local(jobs, shares, environment, held.fileno(), lambda: False)
+    assert last == {"good": 0, "bad": 3}
+    first, one, second, two = (tmp_path / "good.log").read_text().splitlines()
+    assert (first[:2], one, second[:2], two) == ("$ ", "one", "$ ", "two first")
+    assert "\nnever\n" not in (tmp_path / "bad.log").read_text()
+
+
+def test_command_lines_survive_a_shell():
+    words = [["python", "--config.data.corpus=wiki/*.jsonl; rm 'x'"], ["echo", "$HOME"]]
+    line = launchers.command_line(words)
+    assert line == """python '--config.data.corpus=wiki/*.jsonl; rm '"'"'x'"'"'' && echo '$HOME'"""
+
+
+# ------------------------------------------------------------------------------------------- SLURM
+
+
+def run(tmp_path, jobs, stop=lambda: False, **options):
+    files = tmp_path / "submitit"
+    yield from launchers.slurm(jobs, files, options, {"GIVEN": "yes"}, stop, cluster="local")
+
+
+def test_slurm_runs_every_job_as_a_task(tmp_path):
+    pytest.importorskip("submitit")
+    jobs = [
+        job(tmp_path, "good", "import os; print(os.environ['GIVEN'])", "print('then')"),
+        job(tmp_path, "bad", "import sys; sys.exit(3)", "print('never')"),
+    ]
+    *_, last = run(tmp_path, jobs, timeout_min=5)
+    assert last == {"good": 0, "bad": 3}
+    assert "yes\n" in (tmp_path / "good.log").read_text()
+    assert "\nthen\n" in (tmp_path / "good.log").read_text()
+    assert "\nnever\n" not in (tmp_path / "bad.log").read_text()
+
+
+def test_slurm_tasks_are_cancelled(tmp_path):
+    pytest.importorskip("submitit")
+    began = tmp_path / "began"
+    code = f"import pathlib, time; pathlib.Path({str(began)!r}).touch(); time.sleep(600)"
+    snapshots = list(run(tmp_path, [job(tmp_path, "long", code)], began.exists, timeout_min=5))
+    assert {"long": None} in snapshots
+    assert snapshots[-1] == {"long": 1}
+
+
+def test_without_submitit_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(
+        UserError, match=r"needs the package submitit: pip install -e '\.\[slurm\]'"
+    ):
+        next(run(tmp_path, []))
+
+
+def test_without_slurm_it_is_told(tmp_path):
+    pytest.importorskip("submitit")
+    with pytest.raises(UserError, match="--launcher=slurm: "):
+        next(launchers.slurm([job(tmp_path, "a", "")], tmp_path, {}, {}, lambda: False))
+
+
+def test_slurm_options():
+    assert launchers.slurm_options("partition=gpu,time=60") == {
+        "slurm_partition": "gpu",
+        "slurm_time": 60,
+    }
+    assert launchers.slurm_options(None) == {}

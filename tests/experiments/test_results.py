@@ -1,0 +1,129 @@
+"""What is read from run folders, against folders written by hand."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from experiments import results
+from pretraining import config as config_lib
+from pretraining import flops, run_folder
+from pretraining.data.tokenizer import Vocabulary
+from pretraining.errors import UserError
+from tests.experiments.synthetic import write_run
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Two variants of two seeds; the second of them ended early, and one has no yardstick."""
+    runs = tmp_path / "runs"
+    for seed in (0, 1):
+        seeds = {"seed.init": seed}
+        figures = {"blimp/accuracy": 0.5 + seed / 10}
+        write_run(runs / f"low-seed{seed}", {200: 6.0, 400: 5.0 + seed}, seeds, figures=figures)
+    high = {"objective.mask_rate": 0.4, "data.copies": 2}
+    write_run(runs / "high-seed0", {200: 5.5, 400: 4.0}, high, step_flops=3e9)
+    write_run(runs / "high-seed1", {200: None}, high | {"seed.init": 1}, step_flops=3e9)
+    return tmp_path
+
+
+def test_frame(sweep):
+    frame = results.frame(sweep)
+    assert list(frame.index) == ["high-seed0", "high-seed1", "low-seed0", "low-seed1"]
+    assert list(frame.variant) == ["high", "high", "low", "low"]
+    assert list(frame.seed) == [0, 1, 0, 1]
+    assert list(frame.family) == ["", "", "masked", "masked"]
+    assert list(frame["objective.mask_rate"]) == [0.4, 0.4, 0.15, 0.15]
+    assert "seed.init" not in frame
+    assert "train.steps" not in frame  # alike in all
+    assert list(frame.step) == [400, 200, 400, 400]
+    # 10 rows of 103 - 3 tokens a step
+    assert list(frame.tokens) == [400_000, 200_000, 400_000, 400_000]
+    assert list(frame.distinct_tokens) == [200_000, 100_000, 400_000, 400_000]
+    np.testing.assert_allclose(frame.flops, [1.2e12, 0.6e12, 0.8e12, 0.8e12])
+    # .5 + .25 + .25 s a step
+    assert list(frame.seconds) == [400, 200, 400, 400]
+    assert list(frame.goodput) == [0.5] * 4
+    np.testing.assert_array_equal(frame["eval/loss"], [4.0, math.nan, 5.0, 6.0])
+    np.testing.assert_allclose(frame["train/loss"], [4.1, math.nan, 5.1, 6.1])
+    accuracy = frame["yardstick/blimp/accuracy"]
+    np.testing.assert_array_equal(accuracy, [math.nan, math.nan, 0.5, 0.6])
+
+
+def test_any_folder_of_run_folders_will_do(sweep):
+    assert results.frame(sweep / "runs").equals(results.frame(sweep))
+    (sweep / "runs" / "low-seed0").rename(sweep / "runs" / "alone")
+    found = {run.name: (run.variant, run.seed) for run in results.read(sweep)}
+    assert found["alone"] == ("alone", 0)
+
+
+def test_curves(sweep):
+    curves = results.curves(sweep, "eval/loss")
+    assert list(curves) == ["high-seed0", "low-seed0", "low-seed1"]  # one has no finite loss
+    assert curves.index.name == "step"
+    assert curves.loc[400].to_dict() == {"high-seed0": 4.0, "low-seed0": 5.0, "low-seed1": 6.0}
+    assert results.curves(sweep, "no such metric").empty
+
+
+def test_newest_yardstick_of_the_parameters(sweep):
+    folder = sweep / "runs" / "low-seed0" / "evaluations"
+    stored = json.loads((folder / "400-yardstick.json").read_text())
+    for name, change in (
+        ("200", {"step": 200, "figures": {"blimp/accuracy": 0.1}}),
+        ("400-ema", {"ema": True, "figures": {"blimp/accuracy": 0.9}}),
+    ):
+        (folder / f"{name}-yardstick.json").write_text(json.dumps(stored | change))
+    assert results.frame(sweep)["yardstick/blimp/accuracy"]["low-seed0"] == 0.5
+
+
+def test_flops_are_those_that_the_loop_counted(trained):
+    folder = trained["masked_lm"]
+    result = {run.name: run for run in results.read(folder.parent)}[folder.name]
+    config = run_folder.stored_config(folder)
+    counted = flops.step_flops(config, Vocabulary.load(folder / run_folder.VOCABULARY))
+    assert result.step_flops == pytest.approx(counted)
+    assert result.step_tokens == config.train.batch_size * (config.data.sequence_length - 3)
+    assert result.config == config_lib.flatten(json.loads(config_lib.to_json(config)))
+
+
+def test_a_line_that_is_being_written_is_left_out(sweep):
+    with open(sweep / "runs" / "low-seed0" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 600, "eval/lo')
+    assert results.frame(sweep).step["low-seed0"] == 400
+
+
+@pytest.mark.parametrize(
+    "file, text, told",
+    [
+        ("metrics.jsonl", '{"step": 1}\n{"st\n{"step": 3}\n', "metrics.jsonl line 2 is damaged"),
+        ("metrics.jsonl", '{"loss": 1}\n', "metrics.jsonl is damaged: a line without 'step'"),
+        ("metrics.jsonl", "3\n", "metrics.jsonl line 1 is damaged: no JSON object"),
+        ("config.json", "{", "config.json is damaged"),
+        ("config.json", "{}", "config.json is damaged: 'objective.name' is missing"),
+        ("provenance.jsonl", '{"data": ""}\n', "provenance.jsonl is damaged: a line without"),
+        ("evaluations/400-yardstick.json", "[]", "400-yardstick.json is damaged"),
+        ("evaluations/400-yardstick.json", '{"step": 4}', "yardstick.json is damaged: 'ema'"),
+    ],
+)
+def test_damage_is_named(sweep, file, text, told):
+    path = sweep / "runs" / "low-seed0" / file
+    path.write_text(text)
+    with pytest.raises(UserError, match=told) as error:
+        results.read(sweep)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_and_empty_folders(tmp_path):
+    with pytest.raises(UserError, match="there is no such folder"):
+        results.read(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="there are no runs in it"):
+        results.read(tmp_path)
+
+
+def test_two_runs_of_one_variant_and_seed(tmp_path):
+    for name in ("a-seed1", "a-seed01"):
+        write_run(tmp_path / name, {100: 1.0})
+    with pytest.raises(UserError, match="a-seed01 and a-seed1 are the same variant and seed"):
+        results.frame(tmp_path)
