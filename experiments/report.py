@@ -50,18 +50,9 @@ def write(place: pathlib.Path, blocks: Sequence) -> None:
     (place / "figures").mkdir(parents=True, exist_ok=True)
     for name, kinds in drawn.items():
         for kind, content in kinds.items():
-            _write_bytes(place / "figures" / f"{name}.{kind}", content)
+            files.write_atomically(place / "figures" / f"{name}.{kind}", content)
     for name, text in texts.items():
         files.write_atomically(place / name, text)
-
-
-def _write_bytes(path: pathlib.Path, content: bytes) -> None:
-    from pretraining import files
-
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_bytes(content)
-    files.sync(temporary)
-    temporary.replace(path)
 
 
 def _print_summary(of, blocks: Sequence, place: pathlib.Path) -> None:

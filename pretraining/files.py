@@ -4,11 +4,11 @@ import os
 import pathlib
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Replaces a file as a whole: after a crash either the old text is there or the new."""
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+    """Replaces a file as a whole: after a crash either the old content is there or the new."""
     temporary = path.with_name(f".{path.name}.new")  # one name: what a crash leaves is overwritten
-    with open(temporary, "w") as file:
-        file.write(text)
+    with open(temporary, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

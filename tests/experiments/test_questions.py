@@ -8,6 +8,7 @@ import pytest
 
 from experiments import planned as planned_lib
 from experiments import question as question_lib
+from experiments import sizes
 from experiments.machine import Share
 from experiments.question import SameFlops
 from pretraining import config as config_lib
@@ -209,5 +210,5 @@ def test_the_same_flops_are_the_same():
         assert abs(each.cost.flops - wanted) <= of_one / 2
         assert each.config.train.steps == each.cost.steps
         like = next(other for other in found if other.name == each.name.replace("-flops", ""))
-        assert like.cost.steps == 800
+        assert like.cost.steps == sizes.TINY["train.steps"]
         assert of_one == pytest.approx(like.cost.flops / like.cost.steps, rel=1e-12)
