@@ -1,6 +1,6 @@
 """What the protocols `tiny` and `small` of all questions share, as overrides of the recipes.
 
-tiny changes the recipe ":tiny": two layers of 128 on 1,024 pieces and 64 positions, 500 updates,
+tiny changes the recipe ":tiny": two layers of 128 on 1,024 pieces and 64 positions, 400 updates,
 about two minutes on one CPU core. small changes ":small": 12 layers of 256 on 8,192 pieces, 128
 positions, 100 M tokens. Both have rotary positions and norms before the sub-layers.
 
@@ -26,7 +26,7 @@ TINY = {
     "optimizer.learning_rate": 2e-3,
     "optimizer.beta2": 0.98,
     "train.batch_size": 32,
-    "train.steps": 500,
+    "train.steps": 400,
     "evaluate.every": "12.5%",
     "checkpoint.every": "12.5%",
     "checkpoint.keep": 1,

@@ -54,6 +54,7 @@ def scheduled(first: float, last: float) -> dict[str, float | str]:
         "objective.mask_rate": first,
         "objective.mask_rate_final": last,
         "objective.mask_rate_schedule": "constant" if first == last else "linear",
+        "objective.count": "stochastic",  # exact counts are rounded: the means would differ
     }
 
 

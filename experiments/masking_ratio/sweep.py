@@ -55,8 +55,8 @@ PAPER = {
     "checkpoint.every": "5%",
 }
 SIZES = {  # recipe, overrides, percentages, seeds
-    "tiny": ("configs/masked_lm.py:tiny", TINY, (15, 30, 40, 60, 80), SEEDS),
-    "small": ("configs/masked_lm.py:small", SMALL, (15, 30, 40, 60, 80), SEEDS),
+    "tiny": ("configs/masked_lm.py:tiny", TINY, (15, 20, 40, 60, 80), SEEDS),
+    "small": ("configs/masked_lm.py:small", SMALL, (15, 20, 40, 60, 80), SEEDS),
     "paper": ("configs/masked_lm.py:large", PAPER, (15, 20, 30, 40, 50, 60, 70, 80), 1),
 }
 ROWS = {"tiny": 32, "small": 128, "paper": 4096}  # of a batch

@@ -4,8 +4,8 @@ All five see the same rows in the same order under the same optimizer and learni
 has as many updates as masked_lm; `<name>-flops` as many as cost the FLOPs of masked_lm, with the
 learning rate's schedule stretched to that length. Width, depth, heads and vocabulary are shared.
 What a method cannot do without is kept: XLNet's two streams with relative positions and norms after
-the sub-layers (the others: rotary positions, norms before them), ELECTRA's activation and its
-generator (beside the network that is compared), SpanBERT's second head.
+the sub-layers (the others: rotary positions, norms before them), ELECTRA's generator (beside the
+network that is compared), SpanBERT's spans and its second head.
 
 Losses of different objectives do not compare; what does is BLiMP and the probes.
 
@@ -27,6 +27,11 @@ PROTOCOLS = {
 BASELINE = "masked_lm"
 
 OTHERS = ("causal_lm", "permutation_lm", "span_boundary", "replaced_token_detection")
+COMMON = {  # what the recipes have of their own without need
+    "model.activation": "gelu_tanh",
+    "model.embedding_norm": True,
+    "model.head_transform": True,
+}
 PAPER = {
     "model.layers": 12,
     "model.width": 768,
@@ -53,6 +58,7 @@ SIZES = {
 def runs(protocol: str) -> Iterator[Run]:
     """At the same tokens, then at the same FLOPs."""
     size, shared, count = SIZES[protocol]
+    shared = shared | COMMON
     for name in (BASELINE, *OTHERS):
         yield from repeat(name, f"configs/{name}.py:{size}", shared | own(name), count)
     for name in OTHERS:
