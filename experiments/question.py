@@ -2,9 +2,11 @@
 
     experiments/<question>/
       README.md   question, protocol, decision rule, published numbers, what was run and its result
-      sweep.py    PROTOCOLS, BASELINE, FIGURES and `runs(protocol)`, see `Question`
+      sweep.py    PROTOCOLS, BASELINE, FIGURES and `runs(protocol)`, see `Question`; and, where not
+                  every variant is tested against BASELINE, CONTRASTS
 
-A question outside this folder works the same way: `python -m experiments.run my/question`.
+A report executes sweep.py, too: what it says must not change once runs have begun. A question
+outside this folder works the same way: `python -m experiments.run my/question`.
 """
 
 import importlib.util
@@ -12,7 +14,7 @@ import itertools
 import pathlib
 import re
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from pretraining.errors import UserError
@@ -88,8 +90,8 @@ class Figure(NamedTuple):
       title: of the figure.
       better: which direction is good.
       knob: the config key on the x axis; "" = one place for each variant.
-      series: {label: {config key: value}}: one curve each, of the runs whose config says so;
-        {} = one curve of all runs.
+      series: {label: {config key: value}}: one curve each, of the runs whose config says so, or
+        {label: {"variant": names}}; {} = one curve of all runs.
       published: drawn in a panel beside, each on its own scale.
     """
 
@@ -111,6 +113,8 @@ class Question(NamedTuple):
       baseline: its BASELINE, the variant that the others are compared to.
       figures: its FIGURES.
       runs: protocol -> runs, a function.
+      contrasts: its CONTRASTS, {variant: the variant it is tested against}, chosen before any run;
+        {} = every other variant against the baseline. See `contrasts`.
     """
 
     folder: pathlib.Path
@@ -119,20 +123,41 @@ class Question(NamedTuple):
     baseline: str
     figures: tuple[Figure, ...]
     runs: Callable[[str], list[Run]]
+    contrasts: Mapping[str, str] = {}
 
 
 # -------------------------------------------------------------------------------- for sweep.py
 
-
-def product(**axes: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Every combination of overrides: one of each axis, the last axis fastest."""
-    for combination in itertools.product(*axes.values()):
-        yield {key: value for part in combination for key, value in part.items()}
+Variants = dict[str, dict[str, Any]]  # {name: overrides}
 
 
-def values(key: str, *choices: Any) -> list[dict[str, Any]]:
-    """An axis: one override for each value of a key."""
-    return [{key: choice} for choice in choices]
+def values(key: str, choices: Mapping[str, Any]) -> Variants:
+    """One variant for each value of a key: {"low": 0.1} -> {"low": {key: 0.1}}."""
+    return {name: {key: value} for name, value in choices.items()}
+
+
+def product(*axes: Variants) -> Variants:
+    """Every combination, the last axis fastest: "mask" and "15" make "mask-15"; "" adds nothing."""
+    return {
+        "-".join(filter(None, names)): _merged(a[name] for a, name in zip(axes, names, strict=True))
+        for names in itertools.product(*axes)
+    }
+
+
+def together(*axes: Variants) -> Variants:
+    """The variants of one name as one: what each axis gives that name.
+
+    Raises:
+      UserError: an axis lacks a name that another one has.
+    """
+    for axis in axes[1:]:
+        if axis.keys() != axes[0].keys():
+            raise UserError(f"together: {', '.join(axes[0])} do not go with {', '.join(axis)}")
+    return {name: _merged(axis[name] for axis in axes) for name in axes[0]}
+
+
+def _merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def seeds(number: int) -> dict[str, int]:
@@ -154,19 +179,29 @@ def load(folder: str | pathlib.Path) -> Question:
     Raises:
       UserError: there is no such folder or file, or it lacks a part.
     """
-    folder = pathlib.Path(folder)
+    folder = locate(folder)
     path = folder / FILE
     if not path.is_file():
         what = "no such folder" if not folder.is_dir() else f"no {FILE} in it"
         raise UserError(f"question {str(folder)!r}: {what}; there are {', '.join(_shipped())}")
     module = _execute(path)
-    for part in ("PROTOCOLS", "BASELINE", "FIGURES", "runs"):
+    for part, (told, fits) in _PARTS.items():
         if not hasattr(module, part):
             raise UserError(f"{path} defines no {part}")
+        if not fits(getattr(module, part)):
+            raise UserError(f"{path}: {part} is not {told}")
+    contrasts = getattr(module, "CONTRASTS", {})
+    if not _is_mapping(contrasts, str, empty=True):
+        raise UserError(f"{path}: CONTRASTS is not {{variant: variant}}")
     title = (module.__doc__ or folder.name).strip().split("\n")[0]
-    return Question(
-        folder, title, module.PROTOCOLS, module.BASELINE, tuple(module.FIGURES), module.runs
-    )
+    parts = (module.PROTOCOLS, module.BASELINE, tuple(module.FIGURES), module.runs)
+    return Question(folder, title, *parts, contrasts)
+
+
+def locate(folder: str | pathlib.Path) -> pathlib.Path:
+    """The folder of a question: as typed, or else from the root of the repository."""
+    folder, root = pathlib.Path(folder), pathlib.Path(__file__).parents[1]
+    return folder if folder.is_dir() or not (root / folder).is_dir() else root / folder
 
 
 def runs(question: Question, protocol: str) -> list[Run]:
@@ -179,12 +214,7 @@ def runs(question: Question, protocol: str) -> list[Run]:
     if protocol not in question.protocols:
         names = ", ".join(question.protocols)
         raise UserError(f"--protocol={protocol}: {question.folder} has {names}")
-    try:
-        found = list(question.runs(protocol))
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(_told(question.folder / FILE, error)) from error
+    found = _made(question, protocol)
     where = f"{question.folder / FILE}, protocol {protocol}:"
     if not found:
         raise UserError(f"{where} the sweep is empty, it has no runs")
@@ -196,7 +226,69 @@ def runs(question: Question, protocol: str) -> list[Run]:
             raise UserError(f"{where} {name!r} cannot be the name of a folder")
     if question.baseline not in {run.variant for run in found}:
         raise UserError(f"{where} no run is of the BASELINE {question.baseline!r}")
+    if question.contrasts:
+        _check_contrasts(question)
     return found
+
+
+def contrasts(question: Question, variants: Collection[str]) -> dict[str, str]:
+    """The comparisons that were planned, {variant: the variant it is tested against}.
+
+    Args:
+      variants: those of the protocol; a comparison of another one is left out.
+    """
+    if not question.contrasts:
+        others = [name for name in dict.fromkeys(variants) if name != question.baseline]
+        return dict.fromkeys(others, question.baseline) if question.baseline in variants else {}
+    return {one: other for one, other in question.contrasts.items() if {one, other} <= {*variants}}
+
+
+def _made(question: Question, protocol: str) -> list[Run]:
+    path = question.folder / FILE
+    try:
+        found = list(question.runs(protocol))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_told(path, error)) from error
+    for run in found:
+        if not (isinstance(run, Run) and all(map(isinstance, run, (str, int, str, dict)))):
+            raise UserError(
+                f"{path}, protocol {protocol}: {run!r} is not Run(variant, seed, config, overrides)"
+            )
+    return found
+
+
+def _check_contrasts(question: Question) -> None:
+    variants = {run.variant for name in question.protocols for run in _made(question, name)}
+    for one, other in question.contrasts.items():
+        for name in {one, other} - variants:
+            raise UserError(
+                f"{question.folder / FILE}: CONTRASTS has {one!r}: {other!r}, and no protocol has "
+                f"the variant {name!r}"
+            )
+        if one == other:
+            raise UserError(f"{question.folder / FILE}: CONTRASTS has {one!r} against itself")
+
+
+def _is_mapping(value: Any, kind: type, empty: bool = False) -> bool:
+    """Whether it is {str: kind}."""
+    if not isinstance(value, Mapping) or not (value or empty):
+        return False
+    return all(isinstance(k, str) and isinstance(v, kind) for k, v in value.items())
+
+
+def _are_figures(value: Any) -> bool:
+    is_some = isinstance(value, list | tuple) and len(value) > 0
+    return is_some and all(isinstance(figure, Figure) for figure in value)
+
+
+_PARTS = {  # of a sweep.py: what each is, and whether one is that
+    "PROTOCOLS": ("{name: Protocol}, with one at least", lambda v: _is_mapping(v, Protocol)),
+    "BASELINE": ("the name of a variant", lambda v: isinstance(v, str)),
+    "FIGURES": ("a tuple of Figure, with one at least", _are_figures),
+    "runs": ("a function", callable),
+}
 
 
 def _shipped() -> list[str]:

@@ -6,7 +6,7 @@
     results.curves("runs/masking_ratio", "eval/loss")  # by step, a column per run
 
 Only run folders are read (`config.json`, `metrics.jsonl`, `provenance.jsonl` and
-`evaluations/*-yardstick.json`), from wherever they come: a sweep's folder, its folder `runs`, or
+`evaluations/*-yardstick*.json`), from wherever they come: a sweep's folder, its folder `runs`, or
 any folder that holds run folders. A run called `<variant>-seed<k>` is repetition k of that variant;
 one of another name is a variant of its own.
 """
@@ -36,6 +36,7 @@ _NEEDED = (
     "train.batch_size",
     "train.steps",
     "seed.data",
+    "evaluate.rows",
 )
 
 _START = {"data", "commit", "python", "versions", "devices", "processes", "cores", "xla_flags"}
@@ -89,6 +90,11 @@ class Result(NamedTuple):
         return math.nan
 
     @property
+    def blimp_score(self) -> str:
+        """By what it judges sentences: a likelihood, a pseudo-likelihood...; "" = not told."""
+        return str(self.yardstick["settings"].get("blimp_score", "")) if self.yardstick else ""
+
+    @property
     def family(self) -> str:
         """Objectives of one family have comparable figures; "" without a yardstick, which tells."""
         return self.yardstick["family"] if self.yardstick else ""
@@ -117,12 +123,12 @@ def read(folder: str | pathlib.Path) -> list[Result]:
 def frame(runs: str | pathlib.Path | Sequence[Result]) -> pandas.DataFrame:
     """A row per run, indexed by name.
 
-    Columns: variant, seed, family ("" without a yardstick), objective; every config key that
-    differs among the runs, except seed.*; step; tokens = step x batch_size x T; distinct_tokens =
-    tokens / data.copies; flops = step x FLOPs of a step; seconds of wall time, over all starts;
-    goodput (the share of them that made steps); the last value of every `eval/...` and of
-    `train/loss`; every figure of the yardstick as `yardstick/...`. NaN where a run has no such
-    figure.
+    Columns: variant, seed, family and blimp_score (of the yardstick; "" without), objective; every
+    config key that differs among the runs, except seed.*; step; tokens = step x batch_size x T;
+    distinct_tokens = tokens / data.copies; flops = step x FLOPs of a step; seconds of wall time,
+    over all starts, without those between them; goodput (the share of them that made steps); the
+    last value of every `eval/...` and of `train/loss`; every figure of the yardstick as
+    `yardstick/...`. NaN where a run has no such figure.
 
     Args:
       runs: a folder, or what `read` gave.
@@ -170,20 +176,25 @@ def _row(result: Result, varied: list[str]) -> dict[str, Any]:
     last = {}
     for line in result.lines:
         last |= line
-    totals = [value for key, value in last.items() if key.startswith(goodput.PREFIX)]
+    seconds = sum(
+        value
+        for key, value in last.items()
+        if key.startswith(goodput.PREFIX) and key != f"{goodput.PREFIX}down"
+    )
     figures = result.yardstick["figures"] if result.yardstick else {}
     row = {
         "variant": result.variant,
         "seed": result.seed,
         "family": result.family,
+        "blimp_score": result.blimp_score,
         "objective": result.config["objective.name"],
         **{key: result.config.get(key) for key in varied},
         "step": result.step,
         "tokens": result.step * result.step_tokens,
         "distinct_tokens": result.step * result.step_tokens // result.config["data.copies"],
         "flops": result.step * result.step_flops,
-        "seconds": sum(totals) if totals else math.nan,
-        "goodput": last.get("time/goodput", math.nan),
+        "seconds": seconds or math.nan,
+        "goodput": last.get(f"{goodput.PREFIX}step", math.nan) / (seconds or math.nan),
     }
     shown = {key: last[key] for key in last if key.startswith("eval/") or key == "train/loss"}
     shown |= {YARDSTICK + name: value for name, value in figures.items()}
@@ -226,14 +237,14 @@ def _lines(path: pathlib.Path) -> list[dict]:
 
 
 def _yardstick(folder: pathlib.Path) -> dict | None:
-    """Of the newest step; of the parameters rather than of their moving average."""
+    """Of the newest step; of the parameters rather than of their moving average; full, if it is."""
     found = []
-    for path in folder.glob("evaluations/*-yardstick.json"):
+    for path in folder.glob("evaluations/*-yardstick*.json"):
         stored = _object(path, path.read_text())
         if missing := {"step", "ema", "family", "settings", "figures"} - stored.keys():
             raise UserError(f"{path} is damaged: {min(missing)!r} is missing")
-        found.append(stored)
-    return max(found, key=lambda stored: (stored["step"], not stored["ema"]), default=None)
+        found.append((stored["step"], not stored["ema"], path.stem.endswith("-full"), stored))
+    return max(found, key=lambda entry: entry[:3])[-1] if found else None
 
 
 def _object(path: pathlib.Path, text: str, place: str = "") -> dict:

@@ -4,9 +4,12 @@
     python -m experiments.run experiments/masking_ratio --workdir=runs/masking_ratio --jobs=2
 
 Running the same line again runs what is missing or failed, and nothing else; a run that was stopped
-or killed goes on from its last checkpoint, bit for bit. In the folder: sweep.json, runs.csv (the
-table), runs/<name>/ (ordinary run folders), logs/<name>.log. Exit status: 0 when all runs are done,
-1 when one failed, 130 and 143 after SIGINT and SIGTERM, at which the runs save; 2 for a mistake.
+or killed goes on from its last checkpoint, bit for bit. With --tasks, which may be added later (and
+need not be repeated), the yardstick has the figures of those tasks.
+
+In the folder: sweep.json, runs.csv (the table), runs/<name>/ (ordinary run folders),
+logs/<name>.log. Exit status: 0 when all runs are done, 1 when one failed, 130 and 143 after SIGINT
+and SIGTERM, at which the runs save; 2 for a mistake.
 Then: python -m experiments.report runs/masking_ratio
 """
 
@@ -15,19 +18,23 @@ import os
 import pathlib
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from experiments import claim, launchers, machine, table
-from experiments import cost as cost_lib
-from experiments import planned as planned_lib
 from experiments import question as question_lib
-from experiments.follow import Sweep
-from experiments.launchers import Job
-from experiments.machine import Share
-from experiments.planned import Planned
+from experiments.running import claim, launchers, machine, table
+from experiments.running import cost as cost_lib
+from experiments.running import planned as planned_lib
+from experiments.running import slurm as slurm_lib
+from experiments.running.follow import Sweep
+from experiments.running.launchers import Job
+from experiments.running.machine import Share
+from experiments.running.planned import Planned
 from pretraining import cli
 from pretraining.errors import UserError
+
+_POLL_S = 0.1
 
 
 def main(
@@ -45,19 +52,22 @@ def main(
     """The command; returns the exit status."""
     launcher, protocol = launcher or "local", protocol or "tiny"
     count = cli.number("jobs", jobs, None, at_least=1)
-    options = _check_options(launcher, slurm, tasks)
-    asked, folder = question_lib.load(question), pathlib.Path(workdir)
+    options = _check_options(launcher, slurm)
+    folder = pathlib.Path(workdir)
     sweep = {
-        "question": str(asked.folder),
+        "question": str(pathlib.Path(question)),
         "protocol": protocol,
         "overrides": dict(overrides),
         "tasks": tasks or "",
     }
-    claim.check(folder, sweep)
+    asked = question_lib.load(question)
+    tasks = claim.agreed(folder, sweep)["tasks"]
+    if tasks and not pathlib.Path(tasks).is_dir():
+        raise UserError(f"--tasks={tasks}: there is no such folder")
     shares = machine.shares(count if launcher == "local" else None)
-    planned = planned_lib.plan(asked, protocol, overrides, folder, shares[0], tasks or "")
-    chosen = set(planned_lib.choose([each.name for each in planned], only))
-    table.check_unchanged(table.read(folder), planned)
+    planned = planned_lib.plan(asked, protocol, overrides, folder, shares[0], tasks)
+    chosen = set(planned_lib.choose([each.run for each in planned], only))
+    table.check_unchanged(planned)
     if dry:
         print(cost_lib.describe([p for p in planned if p.name in chosen], len(shares)))
         return 0
@@ -70,27 +80,27 @@ def main(
             return 0
         if missing:
             environment, stop = _environment(folder), lambda: received
-            _prepare(missing[0], shares[0], environment, held)
+            _prepare(missing[0], shares[0], environment, held, stop)
             todo = [Job(p.name, table.commands_left(p), state.log(p.name)) for p in missing]
             if launcher == "slurm":
                 options |= {"slurm_array_parallelism": count} if count else {}
-                files = folder / "submitit"
-                started = launchers.slurm(todo, files, options, environment, stop)
+                started = slurm_lib.slurm(todo, folder / "submitit", options, environment, stop)
             else:
                 started = launchers.local(todo, shares, environment, held, stop)
-            state.follow(chosen, started, stop)
+            if not received:
+                state.follow(chosen, started, stop)
         return _end(state, chosen, received)
 
 
-def _check_options(launcher: str, slurm: str | None, tasks: str | None) -> dict[str, Any]:
+def _check_options(launcher: str, parameters: str | None) -> dict[str, Any]:
     """The parameters of SLURM; refuses options that do not go together."""
     if launcher not in launchers.NAMES:
         raise UserError(f"--launcher={launcher}: there are {', '.join(launchers.NAMES)}")
-    if slurm and launcher != "slurm":
-        raise UserError(f"--slurm={slurm}: it goes with --launcher=slurm")
-    if tasks and not pathlib.Path(tasks).is_dir():
-        raise UserError(f"--tasks={tasks}: there is no such folder")
-    return launchers.slurm_options(slurm)
+    if launcher == "slurm":
+        return slurm_lib.parse_options(parameters)
+    if parameters:
+        raise UserError(f"--slurm={parameters}: it goes with --launcher=slurm")
+    return {}
 
 
 def _environment(folder: pathlib.Path) -> dict[str, str]:
@@ -103,18 +113,24 @@ def _environment(folder: pathlib.Path) -> dict[str, str]:
     return cache | os.environ
 
 
-def _prepare(planned: Planned, share: Share, environment: Mapping[str, str], held: int) -> None:
-    """Makes the token store of all runs, or finds it."""
+def _prepare(
+    planned: Planned,
+    share: Share,
+    environment: Mapping[str, str],
+    held: int,
+    stop: Callable[[], Any],
+) -> None:
+    """Makes the token store of all runs, or finds it; ends early when `stop()` says so."""
     every_core = share._replace(cores=())
     process = launchers.start(planned.preparation(), every_core, environment, held)
     try:
-        status = process.wait()
-    except BaseException:
+        while process.poll() is None and not stop():
+            time.sleep(_POLL_S)
+    finally:
         process.terminate()
         process.wait()
-        raise
-    if status:
-        raise UserError(f"the token store could not be prepared (exit status {status})")
+    if process.returncode and not stop():
+        raise UserError(f"the token store could not be prepared (exit status {process.returncode})")
 
 
 def _end(state: Sweep, chosen: set[str], received: Sequence[int]) -> int:
@@ -154,8 +170,8 @@ if __name__ == "__main__":
         protocol="the size at which the question is asked (default tiny)",
         launcher="local (this machine, default) | slurm | print (a line for each missing run)",
         jobs="runs at once (default: one per GPU, or one)",
-        only="names of runs, or parts or patterns of them: a,*-seed0",
+        only="names of runs, variants, or patterns of them: a,*-seed0",
         dry="flag: print runs, tokens, FLOPs and estimated time; write nothing",
-        tasks="folder of the tasks of the yardstick",
-        slurm="parameters of its tasks: partition=gpu,time=60",
+        tasks="folder of the tasks of the yardstick; may be added later",
+        slurm="parameters of its tasks: partition=gpu,time=60; time, in minutes, is required",
     )

@@ -109,6 +109,10 @@ class Objective(NamedTuple):
         text of `query(row, [])`.
       family: objectives of one family answer `query` alike, so that their log-probabilities
         compare; "" = with nobody's.
+      score_kind: what `score` is, in a word; "" where there is none.
+      predictor: the network that `log_probs` are of, where it is not `encoder`.
+      token_term: the term of the loss that is a mean over tokens and that `unigram_loss` is the
+        baseline of; "" where there is none.
     """
 
     model: nn.Module
@@ -125,6 +129,9 @@ class Objective(NamedTuple):
     hugging_face: dict[str, Network] | None = None
     summary: Callable[..., jax.Array] | None = None
     family: str = ""
+    score_kind: str = ""
+    predictor: str = ""
+    token_term: str = ""
 
 
 # ------------------------------------------------------------------------------------ the network

@@ -109,6 +109,7 @@ def build(config, vocabulary) -> Objective:
         hugging_face={"": base.network(transformer, "GPT2LMHeadModel", "BertLMHeadModel")},
         summary=base.last_vector,
         family="causal",
+        token_term="causal_lm",
     )
 
 

@@ -84,20 +84,32 @@ def masked_prediction(config, call, hidden, example, fake):
 
 def copying_prediction(config, call, hidden, example, fake):
     """The original tokens everywhere: p = g [input is the label] + (1 - g) softmax, g = gate."""
-    predicted = sampling.label_log_probs(
-        functools.partial(call, method="discriminate"),
-        hidden,
-        example.original,
-        config.model.logits_chunk,
-    )
-    gate = call(hidden, method="gate")
-    copied = jnp.where(fake.replaced, -jnp.inf, jax.nn.log_sigmoid(gate))
-    log_prob = jnp.logaddexp(copied, jax.nn.log_sigmoid(-gate) + predicted)
+    log_prob = _copying_log_probs(config, call, hidden, example.original, ~fake.replaced)
     terms = {
         "discriminator": _mean(-log_prob, fake.valid),
         "replaced": _mean(fake.replaced, fake.valid),
     }
     return _weigh(terms, config)
+
+
+def token_log_probs(config, call, hidden, tokens):
+    """[B, L]: log-probability of each token that is read, of a kind in PREDICTING."""
+    if config.objective.discriminator == "all_tokens_mlm":
+        return _copying_log_probs(config, call, hidden, tokens, jnp.ones(tokens.shape, bool))
+    return _predicted_log_probs(config, call, hidden, tokens)
+
+
+def _copying_log_probs(config, call, hidden, labels, copied):
+    """[B, L] log-probabilities of labels that are, or are not, what stands in the input."""
+    gate = call(hidden, method="gate")
+    copy = jnp.where(copied, jax.nn.log_sigmoid(gate), -jnp.inf)
+    predicted = _predicted_log_probs(config, call, hidden, labels)
+    return jnp.logaddexp(copy, jax.nn.log_sigmoid(-gate) + predicted)
+
+
+def _predicted_log_probs(config, call, hidden, labels):
+    project = functools.partial(call, method="discriminate")
+    return sampling.label_log_probs(project, hidden, labels, config.model.logits_chunk)
 
 
 KINDS = {
@@ -107,6 +119,7 @@ KINDS = {
     "all_tokens_mlm": copying_prediction,
     "electric": electric,
 }
+PREDICTING = ("replace_mlm", "all_tokens_mlm")  # tokens, not true or replaced
 
 
 def _mean(values, weights):

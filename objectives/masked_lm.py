@@ -57,6 +57,7 @@ def build(config, vocabulary) -> Objective:
         hugging_face={"": base.network(transformer, "BertForMaskedLM", "RobertaForMaskedLM")},
         summary=base.first_vector,
         family="masked",
+        token_term="masked_lm",
     )
 
 

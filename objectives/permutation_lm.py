@@ -180,6 +180,7 @@ def build(config, vocabulary) -> Objective:
         hugging_face={"": network._replace(logits=content_logits)},
         summary=base.last_vector,
         family="permutation",
+        token_term="permutation_lm",
     )
 
 

@@ -10,7 +10,8 @@ token is drawn from it and put into the original row; the discriminator sees tha
 
 No gradient goes through the draws, so the discriminator's loss does not train the generator; the
 embeddings that they share learn from both. What trains on is the discriminator: it is `encoder`.
-Predictions (`query`, `log_probs`) are the generator's; `score` is the discriminator's.
+Predictions (`query`, `log_probs`) are the generator's; `score` is the discriminator's: how sure it
+is that a token is the original.
 
 What the discriminator learns is a key: `all` is ELECTRA; the others are rows of the paper's table 5
 (section 3.4). masked_only, "ELECTRA 15%": the same loss at the selected positions alone.
@@ -46,6 +47,8 @@ from pretraining.data.row import Row
 from pretraining.errors import UserError
 from pretraining.models.transformer import TransformerConfig, fold
 
+# Generators that answer `query` alike; the uniform one compares with none.
+_FAMILIES = {"masked_lm": "detection", "two_tower": "detection/two_tower", "uniform": ""}
 _SAMPLING = 1 << 20  # folded into a row's key; masking splits a few keys off it
 
 
@@ -101,8 +104,8 @@ def build(config, vocabulary) -> Objective:
         hidden = call(example, keys[0], method="generate")
         predicted = _cloze(vocabulary, example) if networks.two_towers else example
         terms = generator_terms(functools.partial(call, method="project"), hidden, predicted)
-        if networks.generator_config is None:  # all logits are equal: none is above the label's
-            terms = {name: term for name, term in terms.items() if name != "accuracy"}
+        if networks.generator_config is None:  # all logits are equal, and nothing learns
+            terms = {k: v for k, v in terms.items() if k not in ("accuracy", "unigram_loss")}
         fake = make_fake(apply, params, hidden, example)
         hidden = call(example._replace(tokens=fake.tokens), keys[1], method="encode")
         return terms | discriminator_terms(config, call, hidden, example, fake)
@@ -125,11 +128,14 @@ def build(config, vocabulary) -> Objective:
         query=functools.partial(_query, config, vocabulary),
         log_probs=base.log_probs,
         encode=base.encode,
-        score=None if networks.predicts_tokens else functools.partial(_score, objective),
+        score=functools.partial(_score, config),
         describe=describe,
         hugging_face=electra.hugging_face(networks),
         summary=base.first_vector,
-        family="detection",
+        family=_FAMILIES[objective.generator],
+        score_kind="energy" if objective.discriminator == "electric" else "detection",
+        predictor="generator",
+        token_term="" if networks.generator_config is None else "generator",
     )
 
 
@@ -144,7 +150,7 @@ def _networks(config, vocabulary):
         None if objective.generator == "uniform" else small,
         objective.sharing,
         two_towers=objective.generator == "two_tower",
-        predicts_tokens=objective.discriminator in ("replace_mlm", "all_tokens_mlm"),
+        predicts_tokens=objective.discriminator in detection.PREDICTING,
         copies=objective.discriminator == "all_tokens_mlm",
     )
 
@@ -173,19 +179,25 @@ def _make_corrupt(config, vocabulary, mask):
           replaced     0     0   0      0   1      0  0   1   0
         """
         noise = jax.random.fold_in(jax.random.fold_in(key, _SAMPLING), row.copy)
-        example = _complete(config, vocabulary, row, choose(key, row, knobs), noise, knobs)
-        if config.objective.generator == "two_tower":  # which sees all but the token itself
-            return example._replace(tokens=example.original)
-        return example
+        return _seen(
+            config, _complete(config, vocabulary, row, choose(key, row, knobs), noise, knobs)
+        )
 
     return corrupt
+
+
+def _seen(config, example):
+    """The example as the generator reads it: two towers see all but the token itself, unmasked."""
+    if config.objective.generator == "two_tower":
+        return example._replace(tokens=example.original)
+    return example
 
 
 def _query(config, vocabulary, row, positions):
     """masking.query: the generator predicts, or the discriminator sees, the row."""
     masked = masking.query(config, vocabulary, row, positions)
     knobs = {"temperature": 1.0, "mask_rate": config.objective.evaluation_mask_rate}
-    return _complete(config, vocabulary, row, masked, jax.random.key(0), knobs)
+    return _seen(config, _complete(config, vocabulary, row, masked, jax.random.key(0), knobs))
 
 
 def _complete(config, vocabulary, row, masked, noise, knobs):
@@ -242,10 +254,18 @@ def _cloze(vocabulary, example):
     return example._replace(positions=place, labels=tokens, weights=counts.astype(jnp.float32))
 
 
-def _score(objective, apply, params, example):
-    """[B, T], higher where a token of the payload fits: log p(original); for Electric -energy."""
+def _score(config, apply, params, example):
+    """[B, T], higher where a token of the payload fits: log p(original); for Electric -energy.
+
+    Of a discriminator that predicts tokens it is the probability of the very token that it reads.
+    """
+    kind = config.objective.discriminator
+    if kind in detection.PREDICTING:
+        call = functools.partial(apply, {"params": params})
+        hidden = call(example, method="encode")
+        return detection.token_log_probs(config, call, hidden, example.tokens)[:, 1:-2]
     logits = electra.detection_logits(apply, params, example)[:, 1:-2]
-    return -logits if objective.discriminator == "electric" else jax.nn.log_sigmoid(-logits)
+    return -logits if kind == "electric" else jax.nn.log_sigmoid(-logits)
 
 
 # --------------------------------------------------------------------------------- what people see

@@ -154,6 +154,7 @@ def build(config, vocabulary) -> Objective:
         },
         summary=base.first_vector,
         family="masked",
+        token_term="masked_lm",
     )
 
 

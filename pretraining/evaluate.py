@@ -10,7 +10,8 @@ see their left: `perplexity` = exp(the loss term) and bits per byte. Where they 
 `pseudo_perplexity` over a fixed sample of rows, each token masked alone (Salazar et al. 2020).
 
 The suite "yardstick" measures what runs of different objectives are compared by: pretraining/
-yardstick/suite.py.
+yardstick/suite.py. It is stored as <step>[-ema]-yardstick-<sample>.json; a later evaluation with
+fewer tasks and equal settings leaves the figures of the others where they are.
 """
 
 import json
@@ -177,11 +178,12 @@ def main(
         figures |= yardstick.measure(run, prepared, found, sample or "quick")
     else:
         figures |= {"corpus": corpus or "validation"} | _figures(run, prepared, count)
-    name = "-".join(filter(None, [str(run.step), "ema" * ema, _slug(corpus or ""), suite]))
-    folder = pathlib.Path(workdir) / "evaluations"
-    folder.mkdir(exist_ok=True)
-    text = json.dumps(figures, indent=1)
-    files.write_atomically(folder / f"{name}.json", text + "\n")
+    of_suite = [suite, sample or "quick"] if suite else []
+    name = "-".join(filter(None, [str(run.step), "ema" * ema, _slug(corpus or ""), *of_suite]))
+    path = pathlib.Path(workdir) / "evaluations" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    text = json.dumps(yardstick.merge(path, figures) if suite else figures, indent=1)
+    files.write_atomically(path, text + "\n")
     print(text)
     return 0
 

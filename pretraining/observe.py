@@ -10,6 +10,8 @@ from pretraining.data.row import Row
 from pretraining.errors import UserError
 from pretraining.models.transformer import WATCHED
 
+_STEP = 16  # positions: texts of similar length share a program
+
 
 class AttentionMap(NamedTuple):
     """The attention of one text.
@@ -28,25 +30,32 @@ def attention(objective, params, row: Row) -> tuple[np.ndarray, np.ndarray]:
     """The ids [n] and the probabilities [N, H, n, n] of the pass that `encode` makes over a row.
 
     By the reference path of attention, whatever `config.model.attention` is. Of a network with two
-    streams it is the content stream.
+    streams it is the content stream. Examples must have `tokens` and `length`, as those of a
+    LanguageModel have.
 
     Raises:
-      UserError: the objective has no `encode`, or its network keeps no probabilities.
+      UserError: the objective has no `encode`, its examples lack these fields, or its network keeps
+        no probabilities.
     """
     if objective.query is None or objective.encode is None:
         raise UserError("attention is not available: the objective has no query or no encode")
     rows = jax.tree.map(lambda x: np.asarray(x)[None], row)
-    function = _attention_function(objective.query, objective.encode, objective.model)
-    example, kept = jax.device_get(function(params, rows))
-    if not kept:
+    example = objective.query(row, np.zeros(0, np.int32))
+    if not (hasattr(example, "tokens") and hasattr(example, "length")):
+        raise UserError("attention is not available: examples have no tokens or no length")
+    length = int(example.length)
+    size = -(-length // _STEP) * _STEP
+    function = _attention_function(objective.query, objective.encode, objective.model, size)
+    layers = jax.device_get(function(params, rows))
+    if not layers:
         raise UserError("attention is not available: the encoder is no network of pretraining")
-    length = int(example.length[0])
-    layers = [kept[f"layer_{n}"]["attention"]["probabilities"][0][0] for n in range(len(kept))]
-    return example.tokens[0, :length], np.stack(layers)[:, :, :length, :length]
+    return np.asarray(example.tokens)[:length], np.stack(layers)[:, :, :length, :length]
 
 
 @functools.lru_cache(maxsize=8)
-def _attention_function(query, encode, model):
+def _attention_function(query, encode, model, size):
+    """Of every layer the first `size` positions, [H, size, size]: a row may have thousands."""
+
     def function(params, rows):
         kept = {}
 
@@ -57,7 +66,8 @@ def _attention_function(query, encode, model):
 
         examples = jax.vmap(query)(rows, np.zeros((rows.length.shape[0], 0), np.int32))
         encode(apply, params, examples)
-        return examples, kept
+        layers = [kept[f"layer_{n}"]["attention"]["probabilities"][0] for n in range(len(kept))]
+        return [layer[0, :, :size, :size] for layer in layers]
 
     return jax.jit(function)
 

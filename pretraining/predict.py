@@ -13,6 +13,7 @@ from pretraining.errors import UserError
 
 BATCH = 16  # rows of one forward pass
 POSITIONS = 2048  # of one forward pass over many rows
+ANSWERS = 512  # at most in one pass, each with the whole vocabulary, unless one row asks for more
 
 
 def require(objective, what: str, *, context: str | None = None) -> None:
@@ -114,9 +115,12 @@ def log_likelihoods(objective, params, rows: list[Row], skip: tuple[int, ...]) -
     everywhere = np.arange(stacked.tokens.shape[1])
     counts = (everywhere < stacked.length[:, None]) & ~np.isin(stacked.tokens, skip)
     if objective.context == "left":
-        positions = np.tile(everywhere, (len(rows), 1))
-        found = label_log_probs(objective, params, rows, np.arange(len(rows)), positions)
-        return _cut(np.where(counts, found, 0.0), stacked)
+        found = [
+            label_log_probs(objective, params, rows, np.arange(len(rows)), positions)
+            for start in range(0, len(everywhere), ANSWERS)
+            for positions in [np.tile(everywhere[start : start + ANSWERS], (len(rows), 1))]
+        ]
+        return _cut(np.where(counts, np.concatenate(found, axis=1), 0.0), stacked)
     which, place = np.nonzero(counts)
     values = np.zeros(counts.shape)
     if which.size:
@@ -133,7 +137,9 @@ def label_log_probs(
     The queried positions of one entry are masked all at once, where the objective masks.
     """
     function = _label_function(objective.query, objective.log_probs, objective.model)
-    return _in_batches(function, params, _stack(rows), which, positions.astype(np.int32))
+    most = max(1, ANSWERS // positions.shape[1])
+    where = positions.astype(np.int32)
+    return _in_batches(function, params, _stack(rows), which, where, most=most)
 
 
 def _stack(rows: list[Row]) -> Row:
@@ -144,12 +150,15 @@ def _cut(values: np.ndarray, rows: Row) -> list[np.ndarray]:
     return [value[:length] for value, length in zip(values, rows.length, strict=True)]
 
 
-def _in_batches(function, params, rows: Row, which: np.ndarray, *others: np.ndarray):
-    """`function(params, rows[which], *others)`, about POSITIONS positions at once.
+def _in_batches(
+    function, params, rows: Row, which: np.ndarray, *others: np.ndarray, most: int = POSITIONS
+):
+    """`function(params, rows[which], *others)`, about POSITIONS positions, `most` rows at once.
 
     The last batch is filled up with its last entry, so that one compiled program serves all.
     """
-    size = min(max(1, POSITIONS // rows.tokens.shape[1]), 1 << (len(which) - 1).bit_length())
+    several = max(1, POSITIONS // rows.tokens.shape[1])
+    size = min(several, most, 1 << (len(which) - 1).bit_length())
     parts = []
     for start in range(0, len(which), size):
         entries = np.minimum(np.arange(start, start + size), len(which) - 1)

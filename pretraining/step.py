@@ -30,8 +30,9 @@ def train_step(
     gone once their buffers are donated, so the update must be discarded in here.
 
     Metrics (float32 scalars): `loss`, every term's mean, `gradient_norm` (before clipping),
-    `learning_rate`, `knobs/<name>`, `skipped` (updates discarded so far), `loss_deviation` (see
-    `watch`), and for the guard alone `finite` (bool) and `skipped_in_a_row` (int32).
+    `learning_rate`, `knobs/<name>`, `fill` (the share of the payload that is no padding), `skipped`
+    (updates discarded so far), `loss_deviation` (see `watch`), and for the guard alone `finite`
+    (bool) and `skipped_in_a_row` (int32).
     """
     parts = config.train.accumulation
 
@@ -44,6 +45,8 @@ def train_step(
             learning_rate(state.step - state.skipped), jnp.float32
         )
         metrics |= {f"knobs/{name}": value for name, value in knobs.items()}
+        # Summed as integers: the same on any mesh.
+        metrics["fill"] = rows.length.sum().astype(jnp.float32) / rows.tokens.size
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
         losses, metrics["loss_deviation"] = watch(
             state.losses, metrics["loss"], config.guard.spike_memory

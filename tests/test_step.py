@@ -93,6 +93,7 @@ def test_one_update_by_hand_for_any_number_of_microbatches(parts):
     np.testing.assert_allclose(new.params["w"], 2.0 - 0.01 * slope, rtol=1e-6)
     assert (new.step, new.skipped, metrics["finite"]) == (1, 0, True)
     assert metrics["knobs/scale"] == 1.0
+    assert metrics["fill"] == 6 / 12  # tokens that are there
 
 
 def test_noise_is_addressed_by_seed_step_and_index():

@@ -8,12 +8,12 @@ All runs have the same updates, so a larger generator costs more FLOPs: `<size>-
 updates as cost the FLOPs of a generator of a quarter.
 
 Protocols: tiny and small are those of experiments/sizes.py; paper is ELECTRA-base with 500,000
-updates, as in figure 3.
+updates, those of the paper's comparison of shared weights (section 3.2).
 """
 
 from collections.abc import Iterator
 
-from experiments.question import Figure, Protocol, Run, SameFlops, repeat
+from experiments.question import Figure, Protocol, Run, SameFlops, product, repeat, values
 from experiments.sizes import SEEDS, SMALL, TINY
 
 PROTOCOLS = {
@@ -23,7 +23,10 @@ PROTOCOLS = {
 }
 BASELINE = "quarter"
 
-GENERATORS = {"eighth": 0.125, "quarter": 0.25, "half": 0.5, "three_quarters": 0.75, "whole": 1.0}
+GENERATORS = values(
+    "objective.generator_size",
+    {"eighth": 0.125, "quarter": 0.25, "half": 0.5, "three_quarters": 0.75, "whole": 1.0},
+)
 PAPER = {"train.steps": 500_000}
 SIZES = {
     "tiny": ("tiny", TINY, SEEDS),
@@ -36,21 +39,25 @@ def runs(protocol: str) -> Iterator[Run]:
     """At the same updates, then at the same FLOPs."""
     size, shared, count = SIZES[protocol]
     recipe = f"configs/replaced_token_detection.py:{size}"
-    for name, share in GENERATORS.items():
-        yield from repeat(name, recipe, shared | sized(share), count)
-    for name, share in GENERATORS.items():
-        if name != BASELINE:
-            overrides = shared | sized(share) | {"train.steps": SameFlops(BASELINE)}
-            yield from repeat(f"{name}-flops", recipe, overrides, count)
-
-
-def sized(share: float) -> dict[str, float]:
-    return {"objective.generator_size": share}
+    others = {name: overrides for name, overrides in GENERATORS.items() if name != BASELINE}
+    same_flops = product(others, {"flops": {"train.steps": SameFlops(BASELINE)}})
+    for name, overrides in (GENERATORS | same_flops).items():
+        yield from repeat(name, recipe, shared | overrides, count)
 
 
 # -------------------------------------------------------------------------------------- figures
 
+SERIES = {
+    "same updates": {"variant": (*GENERATORS,)},
+    "same FLOPs": {"variant": (BASELINE, *(f"{name}-flops" for name in GENERATORS))},
+}
+
+
+def by_size(metric: str, title: str) -> Figure:
+    return Figure(metric, title, "higher", "objective.generator_size", SERIES)
+
+
 FIGURES = (
-    Figure("yardstick/probe/average", "Linear probes, average", "higher"),
-    Figure("yardstick/blimp/accuracy", "BLiMP", "higher"),
+    by_size("yardstick/probe/average", "Linear probes, average"),
+    by_size("yardstick/blimp/accuracy", "BLiMP"),
 )

@@ -11,7 +11,7 @@ Protocols: tiny and small are those of experiments/sizes.py; paper is configs/ma
 
 from collections.abc import Iterator
 
-from experiments.question import Figure, Protocol, Run, repeat
+from experiments.question import Figure, Protocol, Run, repeat, together, values
 from experiments.sizes import SEEDS, SMALL, TINY
 
 PROTOCOLS = {
@@ -26,13 +26,22 @@ MASK_ONLY = {
     "objective.random_fraction": 0.0,
     "objective.keep_fraction": 0.0,
 }
-RATES = {  # at the beginning, at the end
-    "constant": (0.225, 0.225),
-    "decreasing": (0.30, 0.15),
-    "increasing": (0.15, 0.30),
-    "constant-low": (0.15, 0.15),
-    "constant-high": (0.30, 0.30),
+FIRST = {
+    "constant": 0.225,
+    "decreasing": 0.30,
+    "increasing": 0.15,
+    "constant-low": 0.15,
+    "constant-high": 0.30,
 }
+LAST = FIRST | {"decreasing": 0.15, "increasing": 0.30}
+SHAPES = dict.fromkeys(FIRST, "constant") | {"decreasing": "linear", "increasing": "linear"}
+VARIANTS = together(
+    values("objective.mask_rate", FIRST),
+    values("objective.mask_rate_final", LAST),
+    values("objective.mask_rate_schedule", SHAPES),
+)
+# Exact counts are rounded: the means would differ.
+COUNT = {"objective.count": "stochastic"}
 PAPER = {"data.sequence_length": 128}
 SIZES = {
     "tiny": ("tiny", TINY, SEEDS),
@@ -43,19 +52,9 @@ SIZES = {
 
 def runs(protocol: str) -> Iterator[Run]:
     size, shared, count = SIZES[protocol]
-    for variant, (first, last) in RATES.items():
-        overrides = shared | MASK_ONLY | scheduled(first, last)
+    for variant, overrides in VARIANTS.items():
+        overrides = shared | MASK_ONLY | COUNT | overrides
         yield from repeat(variant, f"configs/masked_lm.py:{size}", overrides, count)
-
-
-def scheduled(first: float, last: float) -> dict[str, float | str]:
-    """The mask rate at the beginning and at the end."""
-    return {
-        "objective.mask_rate": first,
-        "objective.mask_rate_final": last,
-        "objective.mask_rate_schedule": "constant" if first == last else "linear",
-        "objective.count": "stochastic",  # exact counts are rounded: the means would differ
-    }
 
 
 # -------------------------------------------------------------------------------------- figures
@@ -64,4 +63,5 @@ FIGURES = (
     Figure("yardstick/family/masked_loss", "Loss at a fixed 15 % of [MASK]", "lower"),
     Figure("yardstick/blimp/accuracy", "BLiMP", "higher"),
     Figure("yardstick/probe/average", "Linear probes, average", "higher"),
+    Figure("eval/loss", "Validation loss at 15 %, replaced 80/10/10", "lower"),
 )

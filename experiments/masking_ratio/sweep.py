@@ -17,7 +17,7 @@ Departures from that script: a vocabulary of our own, and [CLS] and [SEP] are ne
 
 from collections.abc import Iterator
 
-from experiments.question import Figure, Protocol, Published, Run, repeat
+from experiments.question import Figure, Protocol, Published, Run, product, repeat, values
 from experiments.sizes import SEEDS, SMALL, TINY
 
 PROTOCOLS = {
@@ -26,6 +26,13 @@ PROTOCOLS = {
     "paper": Protocol("24 layers of 1,024, 12 G tokens, 1 seed: many accelerators", "full"),
 }
 BASELINE = "mask-15"
+CONTRASTS = {  # rates; replacement at one rate; prediction at one corruption
+    **{f"mask-{rate}": BASELINE for rate in (20, 30, 40, 50, 60, 70, 80)},
+    "bert-15": "mask-15",
+    "bert-40": "mask-40",
+    "corrupt-20-predict-40": "mask-20",
+    "corrupt-40-predict-20": "mask-40",
+}
 
 MASK_ONLY = {
     "objective.mask_fraction": 1.0,
@@ -40,6 +47,9 @@ BERT = {
 PAPER = {
     "model.norm_order": "pre",
     "model.segments": 0,
+    "model.activation": "gelu_erf",
+    "objective.count": "stochastic",
+    "objective.random_tokens": "no_specials",
     "data.sequence_length": 128,
     "tokenizer.size": 50_265,
     "optimizer.name": "adamw",
@@ -66,17 +76,16 @@ def runs(protocol: str) -> Iterator[Run]:
     """Rates, then replacement, then corruption and prediction apart."""
     recipe, shared, rates, count = SIZES[protocol]
     twice = {"data.copies": 2, "train.batch_size": 2 * ROWS[protocol]}
-    variants = {f"mask-{rate}": rated(rate) | MASK_ONLY for rate in rates}
-    variants |= {f"bert-{rate}": rated(rate) | BERT for rate in (15, 40)}
-    variants["corrupt-20-predict-40"] = rated(20) | MASK_ONLY | twice
-    variants["corrupt-40-predict-20"] = rated(40) | MASK_ONLY | {"objective.predict_rate": 0.2}
+    variants = product({"mask": MASK_ONLY}, rated(*rates)) | product({"bert": BERT}, rated(15, 40))
+    variants["corrupt-20-predict-40"] = variants["mask-20"] | twice
+    variants["corrupt-40-predict-20"] = variants["mask-40"] | {"objective.predict_rate": 0.2}
     for variant, overrides in variants.items():
         yield from repeat(variant, recipe, shared | overrides, count)
 
 
-def rated(percentage: int) -> dict[str, float]:
-    """The override that masks so many in a hundred."""
-    return {"objective.mask_rate": percentage / 100}
+def rated(*percentages: int) -> dict[str, dict[str, float]]:
+    """The overrides that mask so many in a hundred."""
+    return values("objective.mask_rate", {str(each): each / 100 for each in percentages})
 
 
 # -------------------------------------------------------------------------------------- figures
@@ -130,6 +139,7 @@ FIGURES = (
         "yardstick/family/masked_loss",
         "Corruption and prediction apart",
         "lower",
+        series={"": {"variant": (*APART.points,)}},
         published=(APART,),
     ),
 )

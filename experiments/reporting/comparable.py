@@ -2,50 +2,76 @@
 
 import collections
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from experiments import results as results_lib
+from experiments.question import Run
 from experiments.reporting import metrics
 from experiments.reporting.source import Sweep
 from experiments.results import Result
 
-# Config keys that decide what the evaluation in training asks, besides those of the objective; how
-# often it does is no matter.
-_EVALUATION = re.compile(
-    r"evaluate\.(?!every$)|data\.(validation|sequence_length)$|seed\.evaluation$"
+# Config keys that change no figure: where and how fast a run works, and what it writes. The seeds
+# are the repetition; that of the data is told by a sentence of its own.
+_NO_MATTER = (
+    *("seed.init", "seed.corruption", "seed.dropout", "seed.data", "log.", "checkpoint.", "guard."),
+    *("mesh.", "data.cache", "data.workers", "data.prefetch", "data.threads"),
+    *("evaluate.every", "evaluate.batch_size"),
 )
+_SHARES = {"optimizer.warmup", "optimizer.decay"}  # of the run, which are stored in steps
 _TOKENS = ("train.steps", "train.batch_size", "data.sequence_length")
 
 
 def differences(sweep: Sweep) -> tuple[list[str], list[str]]:
     """Sentences: what makes runs not comparable, and what differs because the question asks it.
 
-    A difference is the question's own when it comes from a config key that the question's runs
-    override with different values; where the question is not known, none is.
+    A difference is the question's own when all of the config keys that it comes from are overridden
+    by the question with different values, or belong to a recipe that only some variants have; where
+    the question is not known, none is. Runs of one variant may differ in their seeds alone.
     """
     runs, asked = sweep.results, _asked(sweep)
-    faults = [*_incomplete(sweep), *_other_machine(runs), *_other_yardstick(runs)]
+    faults = [*_incomplete(sweep), *_not_finite(runs), *_other_machine(runs)]
+    faults += [*_other_yardstick(runs), *_other_within_variants(runs)]
     own = []
-    for keys, sentence in (*_other_tokens(runs), *_other_evaluation(runs)):
-        (own if keys & asked else faults).append(sentence)
+    for keys, sentence in (*_other_tokens(runs), *_other_settings(runs)):
+        (own if keys <= asked else faults).append(sentence)
     return faults, own
 
 
 def _asked(sweep: Sweep) -> set[str]:
-    """Config keys that the question varies; all of `objective` where its recipes differ."""
-    keys = set(results_lib.differing([run.overrides for run in sweep.planned]))
-    if len({run.config for run in sweep.planned}) > 1:
-        keys |= {k for r in sweep.results for k in r.config if k.startswith("objective.")}
-    return {key for key in keys if not key.startswith("seed.")}
+    """Config keys that the question varies: in its overrides, or by taking other recipes.
+
+    A key is a recipe's own if it has one value in all runs of the recipe, overrides apart.
+    """
+    asked = set(results_lib.differing([run.overrides for run in sweep.planned]))
+    recipe = {run.name: run.config for run in sweep.planned}
+    by_recipe = collections.defaultdict(list)
+    for run in sweep.results:
+        by_recipe[recipe.get(run.name, "")].append(run.config)
+    if len(by_recipe) > 1:
+        varied = results_lib.differing([run.config for run in sweep.results])
+        within = {k for configs in by_recipe.values() for k in results_lib.differing(configs)}
+        asked |= set(varied) - within
+    return asked | _SHARES if "train.steps" in asked else asked
+
+
+def _not_finite(runs: Sequence[Result]) -> Iterable[str]:
+    """Where a loss became null, which means of it silently leave out."""
+    for metric in (metrics.LOSS, "train/loss"):
+        steps = {
+            r.name: next((x["step"] for x in r.lines if metric in x and x[metric] is None), None)
+            for r in runs
+        }
+        found = ", ".join(f"{name} at step {at:,}" for name, at in steps.items() if at is not None)
+        if found:
+            yield f"Not finite: {metric} of {found}."
 
 
 def _incomplete(sweep: Sweep) -> Iterable[str]:
     if sweep.missing:
-        yield f"Missing: {_names(sweep.missing, ())}."
+        yield f"Missing: {_names(sweep.missing, sweep.planned)}."
     failed = [name for name, status in sweep.status.items() if status == "failed"]
     if failed:
-        yield f"Failed: {_names(failed, ())}."
+        yield f"Failed: {_names(failed, sweep.planned)}."
     early = [r for r in sweep.results if r.step < r.config["train.steps"]]
     if early:
         ends = (f"{r.name} at step {r.step:,} of {r.config['train.steps']:,}" for r in early)
@@ -95,23 +121,31 @@ def _other_tokens(runs: Sequence[Result]) -> Iterable[tuple[set[str], str]]:
             yield varied, sentence
 
 
-def _other_evaluation(runs: Sequence[Result]) -> Iterable[tuple[set[str], str]]:
-    """Keys of the objective among runs of one objective only: of others no figure is compared."""
-    keys = {key for r in runs for key in r.config}
-    for key in sorted(k for k in keys if _EVALUATION.match(k) or metrics.changes_evaluation(k)):
+def _other_settings(runs: Sequence[Result]) -> Iterable[tuple[set[str], str]]:
+    """Every config key that matters; those of an objective among the runs of that objective."""
+    counted = {*_TOKENS, "data.copies"}
+    for key in _varied(runs):
         by_objective = collections.defaultdict(list)
         for run in runs:
-            name = run.config["objective.name"] if key.startswith("objective.") else ""
-            by_objective[name].append(run)
-        for alike in by_objective.values():
-            values = {r.name: json.dumps(r.config.get(key, "absent")) for r in alike}
-            for sentence in _sentence(f"Other evaluation ({key})", values, alike):
+            own = key.startswith("objective.") and key != "objective.name"
+            by_objective[run.config["objective.name"] if own else ""].append(run)
+        for alike in by_objective.values() if key not in counted else ():
+            for sentence in _sentence(f"Other {key}", _texts(alike, key), alike):
                 yield {key}, sentence
+
+
+def _other_within_variants(runs: Sequence[Result]) -> Iterable[str]:
+    for variant in dict.fromkeys(run.variant for run in runs):
+        own = [run for run in runs if run.variant == variant]
+        for key in _varied(own):
+            yield from _sentence(f"Not one {key} in {variant}", _texts(own, key), ())
 
 
 def _other_yardstick(runs: Sequence[Result]) -> Iterable[str]:
     have = [r for r in runs if r.yardstick]
     for key in results_lib.differing([r.yardstick["settings"] for r in have]):
+        if key == "blimp_score":  # a property of the objective; see metrics.note
+            continue
         values = {r.name: json.dumps(r.yardstick["settings"].get(key, "absent")) for r in have}
         yield from _sentence(f"Other yardstick ({key})", values, have)
     averaged = {r.name: "moving average" if r.yardstick["ema"] else "parameters" for r in have}
@@ -141,7 +175,7 @@ def _sentence(what: str, by_run: Mapping[str, object], runs: Sequence[Result]) -
         yield f"{what}: {'; '.join([*listed, rest])}."
 
 
-def _names(names: Sequence[str], runs: Sequence[Result]) -> str:
+def _names(names: Sequence[str], runs: Sequence[Result | Run]) -> str:
     """Run names; a variant's own name stands for all of its runs, where there are several."""
     variants = collections.defaultdict(list)
     for run in runs:
@@ -158,6 +192,15 @@ def _provenance(runs: Sequence[Result], value: Callable[[dict], object]) -> dict
         or "unknown"
         for r in runs
     }
+
+
+def _varied(runs: Sequence[Result]) -> list[str]:
+    keys = results_lib.differing([run.config for run in runs])
+    return [key for key in keys if not key.startswith(_NO_MATTER)]
+
+
+def _texts(runs: Sequence[Result], key: str) -> dict[str, str]:
+    return {run.name: json.dumps(run.config.get(key, "absent")) for run in runs}
 
 
 def _commit(commit: str | None) -> str:

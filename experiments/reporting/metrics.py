@@ -1,11 +1,12 @@
 """Which figures of a sweep are reported, and which runs may stand beside each other in them."""
 
-import re
+from collections.abc import Sequence
 
 import pandas
 
 from experiments.question import Figure
-from experiments.results import YARDSTICK
+from experiments.results import YARDSTICK, Result
+from pretraining.yardstick import tasks
 
 LOSS = "eval/loss"
 FAMILY = f"{YARDSTICK}family/"
@@ -19,52 +20,43 @@ _ACROSS_FAMILIES = (
     "positions given other text"
 )
 _ACROSS_OBJECTIVES = (
-    "objectives, nor settings of one that change its evaluation: each is evaluated on a loss of "
-    "its own, with other targets and terms"
-)
-# Keys of objectives that change training alone; of any other, evaluation may ask something else.
-_TRAINING = re.compile(
-    r"objective\.(name|mask_rate|mask_rate_final|mask_rate_schedule|predict_rate|mask_fraction"
-    r"|random_fraction|keep_fraction|backward_fraction|temperature)$"
+    "objectives, nor settings of one that may change its evaluation: each is evaluated on a loss "
+    "of its own, with other targets and terms"
 )
 
 
-def reported(frame: pandas.DataFrame, figures: tuple[Figure, ...]) -> list[str]:
+def reported(frame: pandas.DataFrame, figures: Sequence[Figure]) -> list[str]:
     """Metrics of which there is a number: the question's, the yardstick's main ones, the loss."""
-    families = sorted(column for column in frame if column.startswith(FAMILY))
-    wanted = dict.fromkeys([*(figure.metric for figure in figures), *MAIN, *families, LOSS])
+    wanted = dict.fromkeys([*(figure.metric for figure in figures), *MAIN, LOSS])
     return [metric for metric in wanted if metric in frame and frame[metric].notna().any()]
 
 
-def groups(frame: pandas.DataFrame, metric: str) -> dict[str, pandas.DataFrame]:
+def groups(
+    frame: pandas.DataFrame, metric: str, declared: Sequence[str] = ()
+) -> dict[str, pandas.DataFrame]:
     """{label: the runs that have the metric and may be compared in it}.
 
-    Figures of a family compare within it; those of training and its evaluation within an objective,
-    as long as it asks the same of all runs. Families and objectives are then the labels. All others
-    compare across all runs: the label is "".
+    Figures of a family compare within it, those of no family nowhere. Figures of training and its
+    evaluation compare within an objective: if a question declares the metric, all runs; otherwise
+    those whose keys of the objective are all alike. Families and objectives are then the labels.
+    All others compare across all runs: the label is "".
     """
     have = frame[frame[metric].notna()] if metric in frame else frame[:0]
     if metric.startswith(FAMILY):
-        return dict(iter(have.groupby("family")))
+        return dict(iter(have[have.family != ""].groupby("family")))
     if metric.startswith(("eval/", "train/")):
+        if metric in declared:
+            return dict(iter(have.groupby("objective")))
         labels = [_evaluations(runs) for _, runs in have.groupby("objective")]
-        return dict(iter(have.groupby(pandas.concat(labels)))) if labels else {}
+        return dict(iter(have.groupby(pandas.concat(labels), sort=False))) if labels else {}
     return {"": have} if len(have) else {}
 
 
-def changes_evaluation(key: str) -> bool:
-    """Whether two runs of one objective that differ in a config key may be evaluated otherwise."""
-    return key.startswith("objective.") and not _TRAINING.match(key)
-
-
-def note(frame: pandas.DataFrame, metric: str) -> str:
+def note(frame: pandas.DataFrame, metric: str, declared: Sequence[str] = ()) -> str:
     """What a reader must know of runs of several kinds; "" where there is nothing to say."""
-    if metric.startswith(BLIMP) and len(set(frame["family"]) - {""}) > 1:
-        return (
-            "Runs of different families stand side by side here, by likelihoods of different "
-            "kinds: exact in some, pseudo in others."
-        )
-    if len(groups(frame, metric)) < 2:
+    if metric.startswith(BLIMP):
+        return _scores(frame)
+    if len(groups(frame, metric, declared)) < 2:
         return ""
     across = _ACROSS_FAMILIES if metric.startswith(FAMILY) else _ACROSS_OBJECTIVES
     return (
@@ -80,9 +72,35 @@ def named(metric: str, better: str = "") -> str:
     return metric.removeprefix(YARDSTICK) + (f" ({told})" if told else "")
 
 
+def items(result: Result, metric: str) -> str:
+    """Of what and how much a figure of a run is, "" where nothing tells."""
+    if metric == LOSS:
+        return f"{result.config['evaluate.rows']:,} rows of held-out text"
+    settings = result.yardstick["settings"] if result.yardstick else {}
+    sample = tasks.SAMPLES.get(settings.get("sample"))
+    if metric.startswith(FAMILY) and "family" in settings:
+        key = "pseudo_rows" if metric.endswith("pseudo_perplexity") else "rows"
+        return f"{settings['family'][key]:,} rows of held-out text"
+    if metric.startswith(BLIMP) and sample:
+        return f"at most {sample.pairs:,} pairs of each paradigm"
+    if metric.startswith(PROBE) and sample:
+        texts, sentences = sample.examples[1], sample.sentences[1]
+        return f"at most {texts:,} texts, of CoNLL-2003 {sentences:,} sentences"
+    return ""
+
+
+def _scores(frame: pandas.DataFrame) -> str:
+    """By what the runs judge sentences, where it is not the same for all."""
+    kinds = frame[frame.blimp_score != ""].groupby("blimp_score")["variant"].unique()
+    if len(kinds) < 2:
+        return ""
+    told = "; ".join(f"{kind} in {', '.join(variants)}" for kind, variants in kinds.items())
+    return f"Sentences are not judged alike here: by {told}. A difference may be that of the score."
+
+
 def _evaluations(runs: pandas.DataFrame) -> pandas.Series:
-    """For runs of one objective: its name, and the settings in which they are evaluated."""
-    keys = [key for key in runs if changes_evaluation(key)]
+    """For runs of one objective: its name, and the keys of it in which they differ."""
+    keys = [key for key in runs if key.startswith("objective.")]
     texts = runs[keys].astype(str)
     label = runs["objective"]
     for key in (key for key in keys if texts[key].nunique() > 1):

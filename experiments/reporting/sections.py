@@ -22,9 +22,9 @@ def blocks(of: Context) -> list[Block]:
 def summary(of: Context) -> list[Table]:
     """What a terminal shows: the first metric of all, by family or objective where these differ."""
     return [
-        context.table(of, context.compare(of, runs, metric), f"{metric} {label}".strip())
+        context.table(of, context.compare(of, runs, metric), metric, f"{metric} {label}".strip())
         for metric in metrics.reported(of.frame, of.figures)[:1]
-        for label, runs in metrics.groups(of.frame, metric).items()
+        for label, runs in metrics.groups(of.frame, metric, context.declared(of)).items()
     ]
 
 
@@ -36,19 +36,25 @@ def _opening(of: Context) -> Iterable[Block]:
     yield Heading(1, sweep.title)
     planned = f" of {len(sweep.planned)} planned" if sweep.planned else ""
     protocol = f", protocol {sweep.protocol}" if sweep.protocol else ""
-    against = f"baseline: {of.baseline}" if of.baseline else "no run of the baseline: no tests"
+    against = "; ".join(
+        f"{', '.join(v for v, a in of.contrasts.items() if a == other)} against {other}"
+        for other in dict.fromkeys(of.contrasts.values())
+    )
     counts = f"{len(of.frame)} runs{planned}, {len(sweep.variants)} variants{protocol}"
     drawn = ", ".join(
         f"{figure.metric} against {figure.knob or 'variant'}" for figure in of.figures
     )
-    yield Text(f"{counts}; {against}." + (f" {sweep.note} Drawn: {drawn}." if sweep.note else ""))
+    yield Text(
+        f"{counts}. Contrasts: {against or 'none'}."
+        + (f" {sweep.note} Drawn: {drawn}." if sweep.note else "")
+    )
     faults, own = comparable.differences(sweep)
     if faults:
         yield Warnings("These runs are not comparable in every respect", faults)
     else:
         yield Text(
-            "No other difference than the question's own was found: same store, tokens, order of "
-            "rows, evaluation, code, versions, kind of machine; all runs are at their end."
+            "No other difference than the question's own was found: same store, configuration, "
+            "order of rows, evaluation, code, versions, kind of machine; all runs are at their end."
         )
     if own:
         yield Warnings("Differences that the question itself asks for", own)
@@ -76,8 +82,8 @@ def _costs(of: Context) -> Iterable[Block]:
     header = ("variant", "runs", "steps", "tokens", "distinct tokens", "FLOPs", "wall time")
     told = (
         "Means over runs. Tokens: steps x rows of a batch x T; distinct: copies of a row "
-        "(data.copies) counted once. FLOPs: of the matrix products, forward and backward. Goodput: "
-        "share of the wall time that made steps."
+        "(data.copies) counted once. FLOPs: of the matrix products, forward and backward. Wall "
+        "time: of all starts, without the time between them. Goodput: share of it that made steps."
     )
     yield Table((*header, "goodput"), rows, told)
     variants = of.sweep.variants
@@ -104,11 +110,12 @@ def _values(sweep: Sweep, variant: str, key: str) -> str:
 def _metrics(of: Context) -> Iterable[Block]:
     for metric in metrics.reported(of.frame, of.figures):
         yield Heading(2, metric)
-        if told := metrics.note(of.frame, metric):
+        if told := metrics.note(of.frame, metric, context.declared(of)):
             yield Text(told)
-        for label, runs in metrics.groups(of.frame, metric).items():
+        for label, runs in metrics.groups(of.frame, metric, context.declared(of)).items():
             yield Heading(3, f"{metric}: {label}") if label else Text("All runs:")
-            yield context.table(of, context.compare(of, runs, metric), metrics.named(metric))
+            compared = context.compare(of, runs, metric)
+            yield context.table(of, compared, metric, metrics.named(metric))
             for number, asked in enumerate(of.figures):
                 if asked.metric == metric:
                     yield from _figure(of, runs, asked, wording.slug(f"{number}-{metric}-{label}"))
@@ -140,7 +147,8 @@ def _curves(of: Context, runs: pandas.DataFrame, asked: Figure) -> list[figures.
     found = []
     for label, wanted in (asked.series or {"": {}}).items():
         stored = json.loads(json.dumps(wanted))  # as a run folder has it: tuples are lists
-        names = [name for name in order if _matches(config[name], stored, asked.knob)]
+        named = {name: {"variant": runs.variant[name]} | config[name] for name in order}
+        names = [name for name in order if _matches(named[name], stored, asked.knob)]
         if names:
             chosen = runs.loc[names]
             places = (
@@ -156,8 +164,11 @@ def _place(value: Any) -> float | str:
 
 
 def _matches(config: Mapping[str, Any], wanted: Mapping[str, Any], knob: str) -> bool:
-    alike = all(key in config and config[key] == value for key, value in wanted.items())
-    return alike and (not knob or knob in config)
+    """Whether a run is of a series; of "variant" the series names all that are."""
+    of_variants = "variant" not in wanted or config["variant"] in wanted["variant"]
+    keys = wanted.keys() - {"variant"}
+    alike = all(key in config and config[key] == wanted[key] for key in keys)
+    return of_variants and alike and (not knob or knob in config)
 
 
 # ---------------------------------------------------------------------------------------- by task

@@ -3,17 +3,15 @@
 import json
 import pathlib
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from experiments import question as question_lib
 from experiments import results as results_lib
-from experiments import table
 from experiments.reporting import metrics
+from experiments.running import claim, table
 from pretraining import run_folder
 from pretraining.errors import UserError
-
-FILE = "sweep.json"
-_ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Sweep(NamedTuple):
@@ -47,6 +45,12 @@ class Sweep(NamedTuple):
         return asked + sorted(begun - set(asked), key=_natural)
 
     @property
+    def contrasts(self) -> dict[str, str]:
+        """{variant: what it is held against}, as the question planned them; {} without one."""
+        variants = dict.fromkeys(run.variant for run in self.planned)
+        return question_lib.contrasts(self.question, variants) if self.question else {}
+
+    @property
     def missing(self) -> list[str]:
         """Names of runs that were planned and have not begun."""
         begun = {result.name for result in self.results}
@@ -71,11 +75,11 @@ def read(folder: str | pathlib.Path) -> Sweep:
         raise
     if not any(map(_has_figure, found)):
         raise UserError(f"{folder}: none of the {len(found)} runs that have begun has a figure yet")
-    told = _description(folder / FILE)
+    told = claim.read(folder)
     asked, planned, note = _question(told)
     title = asked.title if asked else folder.resolve().name
-    planned = recorded or planned
-    return Sweep(folder, title, told["protocol"], found, asked, planned, status, note)
+    protocol = told["protocol"] if told else ""
+    return Sweep(folder, title, protocol, found, asked, recorded or planned, status, note)
 
 
 def _has_figure(result: results_lib.Result) -> bool:
@@ -83,41 +87,24 @@ def _has_figure(result: results_lib.Result) -> bool:
     return evaluated or bool(result.yardstick and result.yardstick["figures"])
 
 
-def _description(path: pathlib.Path) -> dict[str, str]:
-    if not path.is_file():
-        return {"question": "", "protocol": ""}
-    try:
-        told = json.loads(path.read_text())
-        return {"question": told["question"], "protocol": told["protocol"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from None
-
-
 def _recorded(folder: pathlib.Path) -> tuple[tuple[question_lib.Run, ...], dict[str, str]]:
     """The runs of `runs.csv`, and their status."""
-    try:
-        rows = table.read(folder)
-        runs = (
-            question_lib.Run(
-                row["variant"], int(row["seed"]), row["config"], json.loads(row["overrides"])
-            )
-            for row in rows.values()
+    rows = table.read(folder)
+    runs = (
+        question_lib.Run(
+            row["variant"], int(row["seed"]), row["config"], json.loads(row["overrides"])
         )
-        return tuple(runs), {name: row["status"] for name, row in rows.items()}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / table.FILE} is damaged: {type(error).__name__}: {error}"
-        ) from None
+        for row in rows.values()
+    )
+    return tuple(runs), {name: row["status"] for name, row in rows.items()}
 
 
-def _question(told: dict[str, str]):
+def _question(told: Mapping[str, Any] | None):
     """The question and its runs, or why there is none."""
-    if not told["question"]:
-        return None, (), f"There is no {FILE}: the question is not known."
-    places = [pathlib.Path(told["question"]), _ROOT / told["question"]]
-    place = next((path for path in places if path.is_dir()), places[0])
+    if told is None:
+        return None, (), f"There is no {claim.FILE}: the question is not known."
     try:
-        asked = question_lib.load(place)
+        asked = question_lib.load(told["question"])
         return asked, tuple(question_lib.runs(asked, told["protocol"])), ""
     except UserError as error:
         return None, (), f"The question cannot be read: {error}."

@@ -17,11 +17,11 @@ _SAME = 1e-9  # FLOPs are a product of measured times: those of two seeds differ
 def section(of: Context) -> Iterable[Block]:
     """For each objective a figure, and a table for each axis, at the most that all runs reached."""
     by_step = results_lib.curves(of.sweep.results, metrics.LOSS)
-    of_objective = metrics.groups(of.frame, metrics.LOSS)
+    of_objective = metrics.groups(of.frame, metrics.LOSS, context.declared(of))
     if not of_objective:
         return
     yield Heading(2, "Training, at matched tokens and at matched FLOPs")
-    if told := metrics.note(of.frame, metrics.LOSS):
+    if told := metrics.note(of.frame, metrics.LOSS, context.declared(of)):
         yield Text(told)
     for objective, runs in of_objective.items():
         yield Heading(3, f"{metrics.LOSS}: {objective}")
@@ -69,19 +69,26 @@ def _by_variant(
 def _matched(
     of: Context, runs: pandas.DataFrame, axis: str, curves: Mapping[str, pandas.Series]
 ) -> Block:
-    at = statistics.matched(list(curves.values()))
+    early = {r.name for r in of.sweep.results if r.step < r.config["train.steps"]}
+    whole = {name: curve for name, curve in curves.items() if name not in early}
+    left_out = sorted(set(curves) - set(whole))
+    told = f" Left out, as not at their end: {', '.join(left_out)}." if left_out else ""
+    at = statistics.matched(list(whole.values()))
     if math.isnan(at):
-        return Text(f"Matched {axis}: no number of them lies between evaluations of all runs.")
+        return Text(f"Matched {axis}: no place lies between evaluations of all whole runs.{told}")
     amount = wording.tokens(at) if axis == "tokens" else wording.flops(at)
-    if all(curve.index.max() <= at * (1 + _SAME) for curve in curves.values()):
+    beyond = [name for name, curve in whole.items() if curve.index.max() > at * (1 + _SAME)]
+    if not beyond:
         return Text(
-            f"Matched {axis}: all these runs were last evaluated at {amount} {axis}, so the table "
-            f"of {metrics.LOSS} above is this view, too."
+            f"Matched {axis}: all whole runs were last evaluated at {amount} {axis}, so the table "
+            f"of {metrics.LOSS} above is this view, too.{told}"
         )
-    values = {name: statistics.interpolate(curve, at) for name, curve in curves.items()}
+    values = {name: statistics.interpolate(curve, at) for name, curve in whole.items()}
     matched = runs.loc[list(values)].assign(matched=values)
-    told = (
-        f"Matched {axis}: {metrics.LOSS} at {amount} {axis}, the most that all these runs reached, "
-        "linear between evaluations"
+    unfinished = ", ".join(v for v in of.sweep.variants if v in set(runs.variant[beyond]))
+    return context.plain_table(
+        context.compare(of, matched, "matched"),
+        f"Matched {axis}: {metrics.LOSS} at {amount} {axis}, the most that all whole runs reached, "
+        f"linear between evaluations. No tests: {unfinished} trained further, so the schedule of "
+        f"the learning rate is not finished there, while that of the others is.{told}",
     )
-    return context.table(of, context.compare(of, matched, "matched"), told)

@@ -15,7 +15,7 @@ and next-sentence prediction.
 
 from collections.abc import Iterator
 
-from experiments.question import Figure, Protocol, Published, Run, repeat
+from experiments.question import Figure, Protocol, Published, Run, repeat, values
 from experiments.sizes import SEEDS, SMALL, TINY
 
 PROTOCOLS = {
@@ -25,11 +25,8 @@ PROTOCOLS = {
 }
 BASELINE = "token"
 
-VARIANTS = {
-    "token": {"objective.unit": "token"},
-    "whole_word": {"objective.unit": "whole_word"},
-    "ngram": {"objective.unit": "ngram"},
-    "span": {"objective.unit": "span"},
+UNITS = ("token", "whole_word", "ngram", "span")
+VARIANTS = values("objective.unit", {unit: unit for unit in UNITS}) | {
     "spanbert": {
         "objective.unit": "span",
         "objective.count": "ceil",
@@ -76,12 +73,12 @@ PUBLISHED = (
     Published("SQuAD 2.0", "F1", _SOURCE, {"token": 83.8, "whole_word": 84.3, "spanbert": 85.4}),
 )
 FIGURES = (
+    Figure("yardstick/probe/average", "Linear probes, average", "higher", published=PUBLISHED),
+    Figure("yardstick/blimp/accuracy", "BLiMP", "higher", published=PUBLISHED),
     Figure(
         "yardstick/family/masked_loss",
         "Loss at a fixed 15 % of [MASK]",
         "lower",
         published=PUBLISHED,
     ),
-    Figure("yardstick/blimp/accuracy", "BLiMP", "higher", published=PUBLISHED),
-    Figure("yardstick/probe/average", "Linear probes, average", "higher", published=PUBLISHED),
 )

@@ -4,8 +4,9 @@
         print(finding.severity, finding.text)
 
 Only the run folder is read, while the run goes on or afterwards. The command is `python -m
-pretraining.doctor`, in `__main__.py`. Objectives are not known here: what a figure must be compared
-with stands beside it in `metrics.jsonl` (`unigram_loss`, `uniform_loss`, `majority_accuracy`).
+pretraining.doctor`, in `__main__.py`. Objectives are not known here: they say which term is a loss
+of tokens (`token_term`), and what a figure must be compared with stands beside it in
+`metrics.jsonl` (`unigram_loss`, `majority_accuracy`).
 """
 
 import pathlib

@@ -1,38 +1,66 @@
 """Says in words what looks wrong in a run, and what usually causes it.
 
-    python -m pretraining.doctor runs/mlm [--json] [--all]
+    python -m pretraining.doctor runs/mlm [--json] [--full]
     python -m pretraining.doctor runs/objectives --record
 
 Of a folder of runs (a sweep) it goes through all of them; runs may still be going on. It compares
 the curves with what is known without a model (log V, the unigram distribution, the majority) and
 with reference curves of healthy runs, and looks at learning rate, gradients and time. Exit status:
-0 = nothing suspicious, 1 = warnings, 2 = a mistake.
+0 = nothing suspicious, 1 = warnings, or runs that cannot be read, 2 = a mistake.
 """
 
-import json
+import os
 import sys
 import textwrap
+from json import dumps
 
 from pretraining import cli
+from pretraining.errors import UserError
 
 _WIDTH = 100
 
 
-def main(workdir: str, json: bool = False, all: bool = False, record: bool = False) -> int:
+def main(workdir: str, json: bool = False, full: bool = False, record: bool = False) -> int:
     """Examines a run, or every run of a folder; see the module's docstring."""
     from pretraining import doctor
     from pretraining.doctor import reference
     from pretraining.doctor.record import find
 
-    records = [doctor.read_record(folder) for folder in find(workdir)]
+    records, unread = _read(doctor.read_record, find(workdir))
     if record:
-        for path in reference.save(reference.record(records)):
-            print(path)
-        return 0
+        _print("\n".join(map(str, reference.save(reference.record(records)))))
+        return int(unread)
     references = reference.load()
     found = [(each, doctor.diagnose(each, references)) for each in records]
-    print(_as_json(found) if json else "\n\n".join(_in_words(*each, all) for each in found))
-    return int(any(f.severity == "warning" for _, findings in found for f in findings))
+    _print(_as_json(found) if json else "\n\n".join(_in_words(*each, full) for each in found))
+    return int(unread or any(f.severity == "warning" for _, findings in found for f in findings))
+
+
+def _read(read, folders: list) -> tuple[list, bool]:
+    """The runs that can be read, and whether there are others, which are named.
+
+    Raises:
+      UserError: none can be read.
+    """
+    records, errors = [], []
+    for folder in folders:
+        try:
+            records.append(read(folder))
+        except UserError as error:
+            errors.append(error)
+    if not records:
+        raise errors[0]
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    return records, bool(errors)
+
+
+def _print(text: str) -> None:
+    """Prints, as far as anybody reads it (`| head`)."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # what Python still has to write at its end goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _as_json(found: list) -> str:
@@ -40,7 +68,7 @@ def _as_json(found: list) -> str:
         {"folder": str(run.folder), "step": run.step, "findings": [f._asdict() for f in findings]}
         for run, findings in found
     ]
-    return json.dumps(runs, indent=1)
+    return dumps(runs, indent=1)
 
 
 def _in_words(run, findings: list, everything: bool) -> str:
@@ -75,6 +103,6 @@ if __name__ == "__main__":
         with_config=False,
         positional="workdir",
         json="flag: findings for machines",
-        all="flag: what is in order, too",
+        full="flag: what is in order, too",
         record="flag: writes reference curves of the finished runs, instead of examining them",
     )

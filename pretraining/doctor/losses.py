@@ -1,49 +1,41 @@
 """Checks of the curves against what is known without a model: log V, unigram, majority."""
 
+import re
+
 import numpy as np
 
 from pretraining.doctor.finding import Finding
 from pretraining.doctor.record import Record
 
-_ENOUGH = 2_000_000  # tokens after which a run that learns has left the unigram plateau,
-_ENOUGH_AT_END = 1_000_000  # and after which a finished one ought to have
+# After so many tokens, and so many updates beyond twice the warm-up, a run that learns has left the
+# plateau of what needs no context; a finished one ought to have after half of them.
+_ENOUGH_TOKENS, _ENOUGH_UPDATES = 2_000_000, 2_000
 _MARGIN = 0.05  # nats that count as a difference
 _LEAK_ACCURACY, _LEAK_SHARE = 0.9, 0.1  # no text is that predictable
 _RISE = 0.1  # nats by which a curve has risen
 _EPOCHS = 4.0  # repeats up to which tokens are worth nearly as much as new ones
 _FEW = 8  # lines below which a curve has no shape
+_FIRST = 20  # updates within which a line tells of the fresh model
+_PADDING = 0.02  # share of the payload
 _OVERFLOW = 0.01  # share of the targets that found no slot
 
 
 def first_loss(record: Record) -> Finding | None:
     """Does a fresh model begin as one that knows nothing, at log V?"""
-    if record.config["init_from"] or not record.term:
-        return None if record.config["init_from"] else _no_term(record)
     steps, losses = record.series(f"train/{record.term}")
+    if record.config["init_from"] or not len(losses):
+        return None
     first, log_v = float(losses[0]), record.log_v
     figures = {"first": first, "log_v": log_v, "step": int(steps[0])}
     text = f"{record.term} begins at {first:.2f} (step {steps[0]:.0f}), log V is {log_v:.2f}"
     if first > 1.25 * log_v:
         causes = ("an initialization that is too wide (model.init_std)", "logits without a norm")
         return Finding("first loss", "warning", text, figures, causes, ("model.init_std=0.02",))
-    if first < 0.5 * log_v and steps[0] <= 0.01 * record.steps + 1:
+    if first < 0.5 * log_v and steps[0] <= _FIRST:
         causes = ("the answer is in the input: no mask, or no causal order", "labels of padding")
         advice = ("python -m pretraining.show --workdir=...",)
         return Finding("first loss", "warning", text, figures, causes, advice)
     return Finding("first loss", "ok", text, figures)
-
-
-def _no_term(record: Record) -> Finding | None:
-    if record.last("train/unigram_loss") is None:
-        return None  # an objective that gives no baseline
-    return Finding(
-        "first loss",
-        "warning",
-        f"no term of the loss begins near log V = {record.log_v:.2f}, where fresh models do",
-        {"log_v": record.log_v},
-        ("an initialization that is too wide or too narrow", "the answer is in the input"),
-        ("python -m pretraining.show --workdir=...", "model.init_std=0.02"),
-    )
 
 
 def learns(record: Record) -> Finding | None:
@@ -59,7 +51,9 @@ def learns(record: Record) -> Finding | None:
         causes = ("a learning rate that is too high", "a gradient that is not clipped")
         advice = ("optimizer.learning_rate at a third", "a longer optimizer.warmup")
         return Finding("learning", "warning", text + ": it diverges", figures, causes, advice)
-    if start - best < 0.01 * abs(start) and record.step >= 100:
+    fresh = not record.config["init_from"]  # what is trained already may have nothing left to learn
+    young = record.step < max(100, record.config["optimizer.warmup"])
+    if start - best < 0.01 * abs(start) and fresh and not young:
         causes = (
             "a learning rate of 0, or far too low",
             "no position that counts in the loss",
@@ -81,9 +75,9 @@ def unigram(record: Record) -> Finding | None:
     text = f"validation {record.term} is {where} after {record.tokens:,} tokens"
     if last < -_MARGIN:
         return Finding("unigram baseline", "ok", text, figures)
-    enough = _ENOUGH_AT_END if record.finished else _ENOUGH
-    if record.tokens < enough:
-        text += f": too early to tell (below {enough:,} tokens runs may stand there)"
+    tokens, updates = _enough(record)
+    if _is_young(record):
+        text += f": too early to tell, before {tokens:,} tokens and {updates:,} updates"
         return Finding("unigram baseline", "note", text, figures)
     return Finding(
         "unigram baseline",
@@ -91,6 +85,7 @@ def unigram(record: Record) -> Finding | None:
         text + ": the model makes no use of context",
         figures,
         (
+            *_evaluated_otherwise(record),
             "context that does not reach the prediction: masks in the wrong place, an attention "
             "mask that hides everything, labels shifted by one, shuffled positions",
             "the plateau itself: a small batch, post-norm and learned positions stay there long",
@@ -104,13 +99,26 @@ def unigram(record: Record) -> Finding | None:
     )
 
 
+def _enough(record: Record) -> tuple[int, int]:
+    """Tokens and updates after which a run ought to know more than frequencies."""
+    parts = 2 if record.finished else 1
+    beyond = 2 * record.config["optimizer.warmup"]
+    return _ENOUGH_TOKENS // parts, beyond + _ENOUGH_UPDATES // parts
+
+
+def _is_young(record: Record) -> bool:
+    tokens, updates = _enough(record)
+    return record.tokens < tokens or record.step < updates
+
+
 def leak(record: Record) -> Finding | None:
     """Is it too good to be true?"""
     found = [_too_good(record, kind) for kind in _KINDS]
     found = [finding for finding in found if finding is not None]
-    return max(found, key=lambda finding: finding.severity == "warning", default=None)
+    return max(found, key=lambda finding: _SEVERITIES.index(finding.severity), default=None)
 
 
+_SEVERITIES = ("ok", "note", "warning")
 _KINDS = {"eval": "validation", "train": "training"}
 
 
@@ -124,6 +132,10 @@ def _too_good(record: Record, kind: str) -> Finding | None:
     text = f"{_KINDS[kind]} {figured}"
     if accuracy < _LEAK_ACCURACY and loss > _LEAK_SHARE * baseline:
         return Finding("leak", "ok", text, figures)
+    if kind == "train" and _epochs(record) > 1:
+        text += f" after {_epochs(record):.1f} epochs: probably learned by heart"
+        causes = ("text that has been seen often", "an answer that leaks in training alone")
+        return Finding("leak", "note", text, figures, causes, ("a look at the validation loss",))
     return Finding(
         "leak",
         "warning",
@@ -141,37 +153,58 @@ def _too_good(record: Record, kind: str) -> Finding | None:
 def overfitting(record: Record) -> Finding | None:
     """Does the validation loss rise while the training loss falls?"""
     steps, loss = record.series(f"eval/{record.term}")
-    train_steps, train = record.series(f"train/{record.term}")
-    if not record.term or len(loss) < 3:
+    if len(loss) < 3:
         return None
-    best = int(loss.argmin())
+    best, epochs = int(loss.argmin()), _epochs(record)
     rise = float(loss[-1] - loss[best])
-    figures = {"rise": rise, "best_step": int(steps[best]), "epochs": _epochs(record)}
+    figures = {"rise": rise, "best_step": int(steps[best]), "epochs": epochs}
     text = f"validation {record.term} {loss[-1]:.3f}, at best {loss[best]:.3f}"
     if rise < _RISE:
         return Finding("overfitting", "ok", text, figures)
-    falls = _median(train, train_steps > steps[-2]) < _median(train, train_steps <= steps[best])
-    if falls:
-        return Finding(
-            "overfitting",
-            "warning",
-            text + f", while training goes on falling: overfitting in epoch {_epochs(record):.1f}",
-            figures,
-            ("the same text too often: too few epochs' worth of it", "no dropout"),
-            ("more text", "train.steps lower", "model.dropout=0.1 model.attention_dropout=0.1"),
+    before, late = _training_near(record, steps)[[best, -1]]
+    if np.isnan([before, late]).any():
+        return None
+    if late >= before:
+        text += ", and training rises too: it comes apart"
+        causes = ("a learning rate that is too high", "a spike that was not recovered from")
+        advice = ("optimizer.learning_rate at a third", "guard.spike=8 guard.rewinds=3")
+    elif epochs > 1:
+        text += f", while training goes on falling: overfitting, after {epochs:.1f} epochs"
+        causes = ("the same text too often: too few epochs' worth of it", "no dropout")
+        dropout = "model.dropout=0.1 model.attention_dropout=0.1"
+        advice = ("more text", "train.steps lower", dropout)
+    else:
+        text += ", while training goes on falling, though nothing has been seen twice"
+        causes = (
+            "validation text of another kind, or training text that changes on the way",
+            "an answer that leaks in training, but not in evaluation",
+            "training that is made easier on the way (knobs)",
         )
-    return Finding(
-        "overfitting",
-        "warning",
-        text + ", and training rises too: it comes apart",
-        figures,
-        ("a learning rate that is too high", "a spike that was not recovered from"),
-        ("optimizer.learning_rate at a third", "guard.spike=8 guard.rewinds=3"),
-    )
+        advice = ("a look at both texts", "python -m pretraining.show --workdir=...")
+    causes = (*_evaluated_otherwise(record), *causes)
+    return Finding("overfitting", "warning", text, figures, causes, advice)
 
 
-def _median(values: np.ndarray, chosen: np.ndarray) -> float:
-    return float(np.median(values[chosen])) if chosen.any() else float("nan")
+def _evaluated_otherwise(record: Record) -> tuple[str, ...]:
+    """The cause that explains a validation loss like no training loss: other knobs."""
+    now = {name: record.last(f"train/knobs/{name}") for name in record.evaluation_knobs}
+    other = [
+        f"{name} {now[name]:.3g}, in evaluation {knob:.3g}"
+        for name, knob in record.evaluation_knobs.items()
+        if now[name] is not None and abs(now[name] - knob) > 1e-6
+    ]
+    return (f"training unlike evaluation: {'; '.join(other)}",) * bool(other)
+
+
+def _training_near(record: Record, steps: np.ndarray) -> np.ndarray:
+    """Medians of the training loss in equal windows that end at the evaluations; NaN = no line.
+
+    A window is a fifth of what lies between two evaluations: there training has not fallen much.
+    """
+    at, loss = record.series(f"train/{record.term}")
+    width = 0.2 * float(np.median(np.diff(steps, prepend=0)))
+    windows = [loss[(at > step - width) & (at <= step)] for step in steps]
+    return np.array([np.median(window) if len(window) else np.nan for window in windows])
 
 
 def gap(record: Record) -> Finding | None:
@@ -180,25 +213,24 @@ def gap(record: Record) -> Finding | None:
     The growth counts, not the gap: training may mask more than evaluation does.
     """
     steps, loss = record.series(f"eval/{record.term}")
-    train_steps, train = record.series(f"train/{record.term}")
-    if not record.term or len(loss) < 3 or record.step < 100 or _knobs_change(record):
+    if len(loss) < 3 or record.step < 100 or _knobs_change(record):
         return None
-    near = [  # so near that training has not fallen much since
-        _median(train, (train_steps > step - 0.2 * width) & (train_steps <= step))
-        for step, width in zip(steps, np.diff(steps, prepend=0), strict=True)
-    ]
-    gaps = loss - np.array(near)
+    gaps = loss - _training_near(record, steps)
+    gaps = gaps[~np.isnan(gaps)]
+    if len(gaps) < 2:
+        return None
     growth = float(gaps[-1] - gaps[0])
     figures = {"first": float(gaps[0]), "last": float(gaps[-1]), "epochs": _epochs(record)}
     text = f"validation minus training {gaps[-1]:+.2f} nats, {gaps[0]:+.2f} at the first evaluation"
-    if not growth > 0.3:
+    if growth <= 0.3:
         return Finding("train-validation gap", "ok", text, figures)
     return Finding(
         "train-validation gap",
         "warning",
-        text + f", in epoch {_epochs(record):.1f}",
+        text + f", after {_epochs(record):.1f} epochs",
         figures,
         (
+            *_evaluated_otherwise(record),
             "the training text is being learned by heart",
             "an answer that leaks in training, but not in evaluation",
             "validation text of another kind",
@@ -238,56 +270,76 @@ def epochs(record: Record) -> Finding | None:
 
 
 def majority(record: Record) -> Finding | None:
-    """Does a classification of tokens beat the answer that is always the same?"""
-    share, loss = record.last("eval/replaced"), record.last("eval/discriminator")
-    baseline = record.last("eval/majority_accuracy")
-    accuracy = record.last("eval/discriminator_accuracy")
-    if None in (share, loss, accuracy, baseline) or not 0 < share < 1:
+    """Does a classification of tokens beat the answer that is always the same?
+
+    An objective that classifies logs `majority_accuracy` beside the loss `<term>` and
+    `<term>_accuracy`.
+    """
+    share, term = record.last("eval/majority_accuracy"), _classifier(record)
+    loss, accuracy = (record.last(f"eval/{name}") for name in (term, f"{term}_accuracy"))
+    if None in (share, loss, accuracy) or not 0 < share < 1:
         return None
     entropy = float(-share * np.log(share) - (1 - share) * np.log(1 - share))
-    figures = {"accuracy": accuracy, "majority": baseline, "loss": loss, "entropy": entropy}
+    figures = {"accuracy": accuracy, "majority": share, "loss": loss, "entropy": entropy}
     text = (
-        f"detection is right in {accuracy:.2%} (majority {baseline:.2%}), its loss {loss:.4f} "
+        f"{term} is right in {accuracy:.2%} (majority {share:.2%}), its loss {loss:.4f} "
         f"(knowing the rate alone: {entropy:.4f})"
     )
-    if accuracy > baseline + 0.001:
+    if accuracy > share + 0.001:
         return Finding("majority baseline", "ok", text, figures)
-    stuck = loss > entropy - 0.0005 and record.tokens >= _ENOUGH
+    stuck = loss > entropy - 0.0005 and not _is_young(record)
     return Finding(
         "majority baseline",
         "warning" if stuck else "note",
-        text + (": it only knows how many are replaced" if stuck else ": it has just begun"),
+        text + (": it only knows the rate" if stuck else ": it has just begun"),
         figures,
         (
-            "a short run: detection starts once samples can be told from text",
-            "a generator as good as the discriminator, or one that samples the original",
-            "a discriminator weight that is too low",
+            "a short run: such a term starts once its classes can be told apart",
+            "classes that look alike: samples as good as the text, or equal to it",
+            "a weight of the term that is too low",
         ),
-        ("more tokens", "a smaller objective.generator_size", "objective.discriminator_weight=50"),
+        ("more tokens", "what is to be told apart made easier", "a higher weight of the term"),
     )
 
 
-def slots(record: Record) -> Finding | None:
-    """Is there a place for everything that is to be predicted?
+def _classifier(record: Record) -> str:
+    """The term whose accuracy `majority_accuracy` belongs to; "" = none."""
+    names = {name for line in record.lines for name in line}
+    found = (re.fullmatch(r"eval/(?!majority)(\w+)_accuracy", name) for name in sorted(names))
+    return next((match[1] for match in found if match), "")
 
-    Rows are cut from one stream of tokens, so a full batch holds no padding, and what a row holds
-    is not among the metrics; only targets that found no slot are counted.
-    """
+
+def slots(record: Record) -> Finding | None:
+    """Is there a place for everything that is to be predicted?"""
     values = [record.last(f"{kind}/overflow") for kind in ("train", "eval")]
     if None in values:
         return None
     figures = dict(zip(("train", "eval"), values, strict=True))
-    text = f"{max(values):.2%} of the chosen tokens found no slot; rows are not padded"
+    text = f"{max(values):.2%} of the chosen tokens found no slot"
     if max(values) <= _OVERFLOW:
-        return Finding("slots and padding", "ok", text, figures)
+        return Finding("slots", "ok", text, figures)
     return Finding(
-        "slots and padding",
+        "slots",
         "warning",
         text,
         figures,
         ("a number of targets that varies (whole words, spans, count='bernoulli') at a high rate",),
         ("objective.count=exact", "a lower objective.mask_rate", "a longer sequence_length"),
     )
+
+
+def padding(record: Record) -> Finding | None:
+    """How much of what is computed is no text?"""
+    _, fill = record.series("train/fill")
+    if not len(fill):
+        return None
+    share = 1 - float(fill.mean())
+    text = f"{share:.2%} of the rows is padding"
+    if share <= _PADDING:
+        return Finding("padding", "ok", text, {"share": share})
+    cause = "documents that are shorter than a row, and rows that are not cut from one stream"
+    advice = ("a shorter data.sequence_length", "rows of several documents")
+    return Finding("padding", "warning", text, {"share": share}, (cause,), advice)
 
 
 def evaluations(record: Record) -> Finding | None:
@@ -309,5 +361,6 @@ CHECKS = (
     gap,
     epochs,
     slots,
+    padding,
     evaluations,
 )

@@ -1,5 +1,6 @@
 """Checks of where the time went, and of what ran."""
 
+import platform
 import time
 
 from pretraining import goodput, signs
@@ -19,8 +20,12 @@ def progress(record: Record) -> Finding:
     if record.finished:
         return Finding("progress", "ok", text + ", finished", figures)
     sign = signs.read(record.folder)
-    if sign and sign["ended"] is None and time.time() - sign["time"] < _SILENT:
-        return Finding("progress", "ok", text + ", it goes on", figures)
+    if sign and sign["ended"] is None:
+        if sign["host"] != platform.node():  # whose clock may be another
+            text += f"; the last sign of life is of host {sign['host']}"
+            return Finding("progress", "ok", text, figures)
+        if time.time() - sign["time"] < _SILENT:
+            return Finding("progress", "ok", text + ", it goes on", figures)
     why = sign["ended"] if sign and sign["ended"] else "no sign of life"
     advice = ("the command that started it, again: it resumes",)
     return Finding("progress", "note", f"{text}, stopped ({why})", figures, (), advice)

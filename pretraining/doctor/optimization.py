@@ -157,6 +157,32 @@ def bad_updates(record: Record) -> Finding:
     )
 
 
+def bad_evaluations(record: Record) -> Finding | None:
+    """Were there evaluations that are not finite?"""
+    found = {
+        name: [line["step"] for line in record.lines if name in line and line[name] is None]
+        for name in sorted({name for line in record.lines for name in line})
+        if name.startswith("eval/")
+    }
+    if not found:
+        return None
+    bad = {name: steps for name, steps in found.items() if steps}
+    figures = {"first": min(min(steps) for steps in bad.values()) if bad else -1}
+    if not bad:
+        return Finding("finite evaluations", "ok", "all evaluations are finite", figures)
+    return Finding(
+        "finite evaluations",
+        "warning",
+        f"{', '.join(bad)} not finite, first at step {figures['first']}",
+        figures,
+        (
+            "parameters that came apart between two lines",
+            "a row that is broken, or logits too large",
+        ),
+        ("the other findings", "python -m pretraining.evaluate --workdir=... at other steps"),
+    )
+
+
 def spikes(record: Record) -> Finding | None:
     """Did the loss jump, and did the run go back?"""
     steps, deviations = record.series("train/loss_deviation")
@@ -178,4 +204,4 @@ def spikes(record: Record) -> Finding | None:
     )
 
 
-CHECKS = (learning_rate, warmup, gradient_norm, clipping, bad_updates, spikes)
+CHECKS = (learning_rate, warmup, gradient_norm, clipping, bad_updates, bad_evaluations, spikes)

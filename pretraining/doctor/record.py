@@ -9,11 +9,8 @@ import numpy as np
 from pretraining import config as config_lib
 from pretraining import goodput, metrics, run_folder
 from pretraining.data.row import SPECIAL_POSITIONS
+from pretraining.data.tokenizer import Vocabulary
 from pretraining.errors import UserError
-
-# Metrics that are no term of a loss.
-_NO_TERM = ("loss", "gradient_norm", "learning_rate", "loss_deviation", "skipped", "rewinds")
-_NEAR = 0.25  # of log V: how far a fresh model's token loss may lie from it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +23,8 @@ class Record:
       lines: of metrics.jsonl; null stands for what was not finite.
       counts: [V] int64, how often each token occurs in the training text.
       starts: one dict for each start of the run, of provenance.jsonl.
-      term: name of the loss of tokens, which `unigram_loss` belongs to; "" = none was found.
+      term: the objective's `token_term`, the loss that `unigram_loss` belongs to; "" = none.
+      evaluation_knobs: the objective's: those of every evaluation.
     """
 
     folder: pathlib.Path
@@ -35,6 +33,7 @@ class Record:
     counts: np.ndarray
     starts: list[dict]
     term: str
+    evaluation_knobs: dict[str, float]
 
     @property
     def step(self) -> int:
@@ -83,10 +82,10 @@ class Record:
 
     def excess(self) -> tuple[np.ndarray, np.ndarray]:
         """Steps, and the validation loss of tokens minus that of the unigram distribution."""
-        steps, loss = self.series(f"eval/{self.term}")
-        _, unigram = self.series("eval/unigram_loss")
-        if not self.term or len(loss) != len(unigram):
-            return np.zeros(0), np.zeros(0)
+        names = f"eval/{self.term}", "eval/unigram_loss"
+        found = [[line["step"], *map(line.get, names)] for line in self.lines]
+        whole = [values for values in found if None not in values]
+        steps, loss, unigram = np.array(whole, np.float64).reshape(-1, 3).T
         return steps, loss - unigram
 
 
@@ -97,38 +96,20 @@ def read(folder: str | pathlib.Path) -> Record:
       UserError: there is no run in the folder, or it is damaged.
     """
     folder = run_folder.locate(folder)
-    config = config_lib.flatten(run_folder.stored_config(folder))
-    lines = metrics.read(folder / metrics.FILE)
-    path = folder / run_folder.VOCABULARY / "unigram_counts.npy"
-    try:
-        counts = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is missing or damaged: {error}") from None
+    config = run_folder.stored_config(folder)
+    vocabulary = Vocabulary.load(folder / run_folder.VOCABULARY)
+    objective = config_lib.build_objective(config, vocabulary)
+    run_folder.provenance(folder, 0)  # refuses a file that is missing
     number = len((folder / run_folder.PROVENANCE).read_text().splitlines())
-    starts = [run_folder.provenance(folder, start) for start in range(number)]
-    return Record(folder, config, lines, counts, starts, token_term(lines, np.log(len(counts))))
-
-
-def token_term(lines: list[dict], log_v: float) -> str:
-    """The name of the loss of tokens: the one term that is the whole loss, or else the first, by
-    name, that begins near log V; "" = there is none."""
-    if not lines:
-        return ""
-    first = {
-        name.removeprefix("train/"): value
-        for name, value in sorted(lines[0].items())
-        if name.startswith("train/") and value is not None
-    }
-    if "unigram_loss" not in first:
-        return ""
-    terms = {
-        name: value
-        for name, value in first.items()
-        if name not in (*_NO_TERM, "unigram_loss") and "/" not in name
-    }
-    whole = [name for name, value in terms.items() if value == first.get("loss")]
-    near = [name for name, value in terms.items() if abs(value - log_v) < _NEAR * log_v]
-    return (whole + near + [""])[0]
+    return Record(
+        folder,
+        config_lib.flatten(config),
+        metrics.read(folder / metrics.FILE),
+        vocabulary.unigram_counts,
+        [run_folder.provenance(folder, start) for start in range(number)],
+        objective.token_term,
+        objective.evaluation_knobs,
+    )
 
 
 def find(path: str | pathlib.Path) -> list[pathlib.Path]:

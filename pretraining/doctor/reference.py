@@ -33,6 +33,7 @@ MATTERS = re.compile(
     r"|model\.(?!attention$|execution$|remat$|logits_chunk$|dtype$)"
     r"|train\.(steps|batch_size)$|data\.(sequence_length|copies)$|init_from$"
 )
+_KEYS = {"objective", "term", "config", "points", "seeds", "provenance"}
 _LIMIT = 4.0  # standard deviations
 _FLOORS = {"excess": 0.05, "gradient_norm": 0.0}  # least standard deviation, in the figure's unit
 _RELATIVE = {"excess": 0.0, "gradient_norm": 0.3}  # and as a share of the mean
@@ -45,7 +46,7 @@ def record(runs: list[Record]) -> list[dict]:
     """One reference for each group of finished runs that differ in their seeds alone.
 
     Raises:
-      UserError: there is no such group of at least two runs.
+      UserError: there is no such group of at least two runs, or they share no evaluation.
     """
     groups = collections.defaultdict(list)
     for run in runs:
@@ -63,6 +64,8 @@ def _reference(runs: list[Record]) -> dict:
     first = runs[0]
     curves = [_curves(run) for run in runs]
     shared = sorted(set.intersection(*(set(curve) for curve in curves)))
+    if not shared:
+        raise UserError(f"--record: {first.folder} and the others share no evaluation")
     points = [
         {"tokens": tokens}
         | {name: _spread([curve[tokens][name] for curve in curves]) for name in _FLOORS}
@@ -131,9 +134,12 @@ def load(folder: pathlib.Path = FOLDER) -> list[dict]:
     found = []
     for path in sorted(folder.glob("*.json")):
         try:
-            found.append(json.loads(path.read_text()))
+            reference = json.loads(path.read_text())
         except ValueError as error:
             raise UserError(f"{path} is damaged: {error}") from None
+        if not isinstance(reference, dict) or _KEYS - reference.keys() or not reference["points"]:
+            raise UserError(f"{path} is damaged: it lacks one of {', '.join(sorted(_KEYS))}")
+        found.append(reference)
     return found
 
 
@@ -186,17 +192,21 @@ _TITLES = {"excess": "validation loss minus unigram", "gradient_norm": "the grad
 
 def _judge(name: str, text: str, figures: dict, different: list[str]) -> Finding:
     check = f"reference, {name.replace('_', ' ')}"
+    far = abs(figures["z"]) > _LIMIT
+    where = "above" if figures["z"] > 0 else "below"
+    if far:
+        text += f": {abs(figures['z']):.1f} standard deviations {where}"
     if different:
         listed = ", ".join(different[:8]) + (" ..." if len(different) > 8 else "")
-        return Finding(check, "ok", f"{text}; for orientation only: other {listed}", figures)
-    if abs(figures["z"]) <= _LIMIT:
+        text += f"; for orientation only: other {listed}"
+        return Finding(check, "note" if far else "ok", text, figures)
+    if not far:
         return Finding(check, "ok", text, figures)
     worse = name != "excess" or figures["z"] > 0
-    where = "above" if figures["z"] > 0 else "below"
     return Finding(
         check,
         "warning" if worse else "note",
-        f"{text}: {abs(figures['z']):.1f} standard deviations {where}",
+        text,
         figures,
         (
             "a change of the code since the reference was made"

@@ -24,27 +24,31 @@ class Sample(NamedTuple):
     pseudo_rows: int
 
 
-SAMPLES = {"quick": Sample(64, 4), "full": Sample(512, 64)}
+SAMPLES = {"quick": Sample(1_024, 4), "full": Sample(8_192, 64)}
 
 
 def measure(run, stores, sample: Sample) -> dict[str, float]:
     """Where positions see their left `bits_per_byte`, else `masked_loss` and `pseudo_perplexity`.
 
-    An objective without `query` has none. Where nothing is replaced by [MASK] (permutations) the
-    masked tokens are hidden from everybody instead; of a discriminator it is the generator that
-    predicts: its figures tell generators apart.
+    An objective without `query`, or of no family, has none. Where nothing is replaced by [MASK]
+    (permutations) the masked tokens are hidden from everybody instead. Where it is another network
+    than the encoder that predicts, its name stands before: `generator_masked_loss`.
 
     Args:
       stores: ((store, weight), ...) whose `validation` split is read; weights play no part.
     """
-    if run.objective.query is None or run.objective.log_probs is None:
+    objective = run.objective
+    if objective.query is None or objective.log_probs is None or not objective.family:
         return {}
-    if run.objective.context == "left":
-        return {"bits_per_byte": bits_per_byte(run, stores, sample.rows)}
-    return {
-        "masked_loss": masked_loss(run, stores, sample.rows),
-        "pseudo_perplexity": pseudo_perplexity(run, stores, sample.pseudo_rows)[0],
-    }
+    if objective.context == "left":
+        found = {"bits_per_byte": bits_per_byte(run, stores, sample.rows)}
+    else:
+        found = {
+            "masked_loss": masked_loss(run, stores, sample.rows),
+            "pseudo_perplexity": pseudo_perplexity(run, stores, sample.pseudo_rows)[0],
+        }
+    of = f"{objective.predictor}_" if objective.predictor else ""
+    return {of + name: value for name, value in found.items()}
 
 
 def masked_loss(run, stores, count: int) -> float:

@@ -1,5 +1,6 @@
 """Linear probes of frozen vectors: what a classifier reads out of the last block."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -9,38 +10,45 @@ from pretraining import predict
 from pretraining.yardstick import classifier, texts
 from pretraining.yardstick.tasks import Labelled, Sentence, Tasks
 
+# One figure of each of GLUE's tasks, of the vectors that all objectives have, and CoNLL-2003's.
+AVERAGED = (
+    *(f"{task}/mean" for task in ("sst2", "cola", "mrpc", "rte")),
+    "conll2003/ner_f1",
+    "conll2003/pos_accuracy",
+)
 
-def measure(run, tasks: Tasks) -> tuple[dict[str, float], int]:
-    """{"<task>/<mean|cls>", "<task>/majority", "conll2003/...", "average"}, and how many texts were
-    cut.
+
+def measure(run, tasks: Tasks) -> tuple[dict[str, float], dict[str, int]]:
+    """{"<task>/<mean|cls>", "<task>/majority", "conll2003/...", "average"}, and {task: how many
+    texts were cut}.
 
     Sentence tasks have two figures: of the mean over the vectors of a text's tokens, "mean", and of
     the objective's `summary`, "cls": [CLS] where a text is framed by one, the last token where
     positions see their left. They are accuracies, of CoLA Matthews' correlation. "majority" is the
-    same figure of the training sample's commonest class. "average" is the mean of all figures
-    but the majorities.
+    same figure of the training sample's commonest class. "average" is the mean over tasks, see
+    AVERAGED, where all are there; as GLUE's it mixes accuracies, a correlation and an F1.
 
     The classifier is a logistic regression, see classifier.py. An objective without `query` and
     `encode` has no figures.
     """
     if run.objective.query is None or run.objective.encode is None:
-        return {}, 0
-    figures, cut = {}, 0
+        return {}, {}
+    figures, cut = {}, {}
     if tasks.glue:
         figures, cut = _sentence_tasks(run, tasks.glue)
     if tasks.conll2003:
-        found, shortened = tag(run, *tasks.conll2003)
+        found, cut["conll2003"] = tag(run, *tasks.conll2003)
         figures |= {f"conll2003/{key}": found[key] for key in found}
-        cut += shortened
-    kept = [value for name, value in figures.items() if not name.endswith("majority")]
-    return figures | ({"average": float(np.mean(kept))} if kept else {}), cut
+    if set(AVERAGED) <= set(figures):
+        figures["average"] = float(np.mean([figures[name] for name in AVERAGED]))
+    return figures, cut
 
 
 # --------------------------------------------------------------------------------- sentence tasks
 
 
 def _sentence_tasks(run, glue: dict[str, tuple[list[Labelled], list[Labelled]]]):
-    """The figures of all tasks, whose texts are read together, and how many were cut."""
+    """The figures of all tasks, whose texts are read together, and of each how many were cut."""
     examples = [example for splits in glue.values() for split in splits for example in split]
     flat = texts.tokenize(run, [text for example in examples for text in example.texts])
 
@@ -48,12 +56,15 @@ def _sentence_tasks(run, glue: dict[str, tuple[list[Labelled], list[Labelled]]])
         found = predict.pooled(objective, run.params, rows)
         return [{kind: found[kind][i] for kind in found} for i in range(len(rows))]
 
-    vectors, figures = iter(texts.apply(run, flat, pooled, "probe texts")), {}
+    vectors, figures, cut = iter(texts.apply(run, flat, pooled, "probe texts")), {}, {}
+    were_cut = iter(flat.cut)
     for name, splits in glue.items():
         of = [[[next(vectors) for _ in each.texts] for each in split] for split in splits]
         found = classify(*splits, *of, matthews if name == "cola" else accuracy)
         figures |= {f"{name}/{key}": found[key] for key in found}
-    return figures, flat.cut
+        count = sum(len(each.texts) for split in splits for each in split)
+        cut[name] = sum(itertools.islice(were_cut, count))
+    return figures, cut
 
 
 def classify(
@@ -109,25 +120,36 @@ def tag(run, train: list[Sentence], dev: list[Sentence]) -> tuple[dict[str, floa
     """{"pos_accuracy", "ner_f1", and of each the `..._majority`}, and how many sentences were cut.
 
     A word's vector is that of its first token (Devlin et al. 2019, section 5.3); its class is
-    decided from it alone. Words without one, behind the cut or without any token, are left out.
+    decided from it alone. Words without one, behind the cut or without any token, are not learnt
+    from; in `dev` they count as answered by "O", or by a wrong part of speech.
     """
     words, cut = _words(run, [*train, *dev])
     known, asked = (np.concatenate(words.vectors[part]) for part in _parts(train))
+    numbers, there = (words.numbers[part] for part in _parts(train))
+    groups = np.repeat(np.arange(len(train)), [len(found) for found in numbers])
     figures = {}
     for name, figure, metric in (
         ("pos", "pos_accuracy", _tag_accuracy),
         ("ner", "ner_f1", entity_f1),
     ):
-        tags = _tags([*train, *dev], words, name)
-        learnt, truth = (tags[part] for part in _parts(train))
-        names, labels = np.unique(np.concatenate(learnt), return_inverse=True)
-        probe = classifier.train(known, labels, len(names))
-        ends = np.cumsum([len(sentence) for sentence in truth])
+        tags = [np.array(getattr(each, name))[k] for each, k in zip(train, numbers, strict=True)]
+        names, labels = np.unique(np.concatenate(tags), return_inverse=True)
+        probe = classifier.train(known, labels, len(names), groups)
+        truth = [getattr(sentence, name) for sentence in dev]
         guess = names[classifier.predict(probe, asked)]
-        figures[figure] = metric(truth, np.split(guess, ends[:-1]))
-        commonest = names[_majority(labels, len(guess))]
-        figures[f"{figure}_majority"] = metric(truth, np.split(commonest, ends[:-1]))
+        figures[figure] = metric(truth, _answers(truth, there, guess))
+        commonest = str(names[_majority(labels, 1)[0]])
+        figures[f"{figure}_majority"] = metric(truth, [[commonest] * len(tags) for tags in truth])
     return figures, cut
+
+
+def _answers(truth: list, numbers: list[np.ndarray], guess: np.ndarray) -> list[list[str]]:
+    """The answers to all words of each sentence: `guess` to the `numbers` of each, else "O"."""
+    answers, left = [["O"] * len(tags) for tags in truth], iter(guess.tolist())
+    for answer, known in zip(answers, numbers, strict=True):
+        for number in known:
+            answer[number] = next(left)
+    return answers
 
 
 def _parts(train: list) -> tuple[slice, slice]:
@@ -147,7 +169,7 @@ def _words(run, sentences: list[Sentence]) -> tuple[_Words, int]:
         vectors = predict.encode(objective, run.params, rows, -1)
         return [vectors[i, starts[k][numbers[k]]] for i, k in enumerate(which)]
 
-    return _Words(texts.apply(run, flat, first_tokens, "probe words"), numbers), flat.cut
+    return _Words(texts.apply(run, flat, first_tokens, "probe words"), numbers), sum(flat.cut)
 
 
 def _encode(vocabulary, words: tuple[str, ...]):
@@ -156,12 +178,6 @@ def _encode(vocabulary, words: tuple[str, ...]):
     parts += [vocabulary.encode_document(f" {word}", continues=True) for word in words[1:]]
     ids, boundary = (np.concatenate(each) for each in zip(*parts, strict=True))
     return (ids, boundary), np.cumsum([0, *(len(part) for part, _ in parts[:-1])])
-
-
-def _tags(sentences: list[Sentence], words: _Words, name: str) -> list[np.ndarray]:
-    """The tags of the words of each sentence."""
-    pairs = zip(sentences, words.numbers, strict=True)
-    return [np.array(getattr(sentence, name))[numbers] for sentence, numbers in pairs]
 
 
 # ---------------------------------------------------------------------------------------- figures

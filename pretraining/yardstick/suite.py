@@ -9,6 +9,7 @@ The last two, of the files in --tasks (see tasks.py), compare runs of any object
 """
 
 import dataclasses
+import json
 import pathlib
 import sys
 from typing import Any
@@ -20,6 +21,8 @@ from pretraining.errors import UserError
 from pretraining.yardstick import blimp, family, probe, tasks
 
 NAME = "yardstick"
+# Of how all figures are computed; goes up with every change that moves one.
+PROTOCOL = 2
 
 
 def read(folder: str | None, sample: str) -> tasks.Tasks:
@@ -30,11 +33,12 @@ def read(folder: str | None, sample: str) -> tasks.Tasks:
     """
     if sample not in tasks.SAMPLES:
         raise UserError(f"--sample={sample!r} is not one of {', '.join(tasks.SAMPLES)}")
-    if folder is None:
-        return tasks.NONE
-    found = tasks.read(pathlib.Path(folder), tasks.SAMPLES[sample])
+    found = tasks.NONE
+    if folder is not None:
+        found = tasks.read(pathlib.Path(folder), tasks.SAMPLES[sample])
     if found.left_out:
-        print(f"--tasks={folder}: left out, {', '.join(found.left_out)}", file=sys.stderr)
+        given = "without --tasks" if folder is None else f"--tasks={folder}"
+        print(f"{given}: left out, {', '.join(found.left_out)}", file=sys.stderr)
     return found
 
 
@@ -49,9 +53,9 @@ def measure(run, prepared: Prepared, found: tasks.Tasks, sample: str) -> dict[st
 
     Returns:
       "suite", "family", "settings" (what must be equal if two runs are to be compared; its part
-      "family" concerns `family/...` alone), "figures" {name: number}, "cut" (how many texts were
-      longer than a row of the model, so that their beginning was read) and "left_out" (tasks that
-      the folder does not have).
+      "family" concerns `family/...` alone, "blimp_score" `blimp/...`; "cut" is how many texts were
+      longer than `payload`, a row of the model, so that their beginning was read), "figures"
+      {name: number} and "left_out" (tasks that were not there).
     """
     run = dataclasses.replace(run, params=jax.device_put(run.params, jax.devices()[0]))
     rows = family.SAMPLES[sample]
@@ -61,20 +65,52 @@ def measure(run, prepared: Prepared, found: tasks.Tasks, sample: str) -> dict[st
         "suite": NAME,
         "family": run.objective.family,
         "settings": {
+            "protocol": PROTOCOL,
             "sample": sample,
             "tasks": found.digests,
+            "payload": run.payload,
+            "vocabulary": run.vocabulary.fingerprint,
+            "dtype": run.config.model.dtype,
+            "cut": cut,
+            "blimp_score": blimp.kind(run.objective),
             "family": {
                 "validation": prepared.fingerprint,
-                "vocabulary": run.vocabulary.fingerprint,
-                "payload": run.payload,
                 "rate": family.RATE,
                 "seed": family.SEED,
                 **rows._asdict(),
             },
         },
         "figures": {f"family/{name}": value for name, value in own.items()} | of_tasks,
-        "cut": cut,
         "left_out": list(found.left_out),
+    }
+
+
+def merge(path: pathlib.Path, new: dict[str, Any]) -> dict[str, Any]:
+    """What is to be stored at `path`: the new evaluation and what only the older one there has.
+
+    The older one gives way as a whole, and a line says so, where a setting that both have differs:
+    other task files, another protocol.
+    """
+    if not path.exists():
+        return new
+    try:
+        old = json.loads(path.read_text())
+        settings, ours = old["settings"], new["settings"]
+    except (ValueError, TypeError, KeyError):
+        print(f"{path} is replaced: it is damaged", file=sys.stderr)
+        return new
+    parts = ("tasks", "cut")
+    flat = lambda x: {k: v for k, v in x.items() if k not in parts} | x["tasks"] | x["cut"]
+    before, now = flat(settings), flat(ours)
+    other = sorted(key for key in before.keys() & now.keys() if before[key] != now[key])
+    if other:
+        print(f"{path} is replaced: other settings ({', '.join(other)})", file=sys.stderr)
+        return new
+    joined = {part: settings[part] | ours[part] for part in parts}
+    return new | {
+        "settings": ours | joined,
+        "figures": old["figures"] | new["figures"],
+        "left_out": [name for name in new["left_out"] if name in old["left_out"]],
     }
 
 
@@ -84,6 +120,7 @@ def _of_tasks(run, found: tasks.Tasks) -> tuple[dict[str, float], dict[str, int]
         of_pairs, cut["blimp"] = blimp.measure(run, found.blimp)
         figures |= {f"blimp/{name}": value for name, value in of_pairs.items()}
     if found.glue or found.conll2003:
-        of_probes, cut["probe"] = probe.measure(run, found)
+        of_probes, of_texts = probe.measure(run, found)
+        cut |= of_texts
         figures |= {f"probe/{name}": value for name, value in of_probes.items()}
     return figures, cut

@@ -28,12 +28,12 @@ class Texts(NamedTuple):
     Attributes:
       tokens: [n] arrays of ids.
       boundary: [n] arrays of the bits of `Row.boundary`.
-      cut: how many texts were too long.
+      cut: [n] whether it was longer.
     """
 
     tokens: list[np.ndarray]
     boundary: list[np.ndarray]
-    cut: int
+    cut: list[bool]
 
 
 def tokenize(run, texts: list[str]) -> Texts:
@@ -46,7 +46,7 @@ def cut(encoded: list[tuple[np.ndarray, np.ndarray]], payload: int) -> Texts:
     return Texts(
         [ids[:payload] for ids, _ in encoded],
         [boundary[:payload] for _, boundary in encoded],
-        sum(len(ids) > payload for ids, _ in encoded),
+        [len(ids) > payload for ids, _ in encoded],
     )
 
 

@@ -22,7 +22,7 @@ def healthy() -> doctor.Record:
     counts = np.full(V, 3_000)  # 12.3 M tokens
     start = {"data": "d" * 64, "commit": "c", "versions": {}, "devices": [1, "cpu"]}
     lines = [line(step) for step in range(EVERY, STEPS + 1, EVERY)]
-    return doctor.Record(NOWHERE, config, lines, counts, [start], "masked_lm")
+    return doctor.Record(NOWHERE, config, lines, counts, [start], "masked_lm", {"mask_rate": 0.15})
 
 
 def line(step: int) -> dict:
@@ -35,6 +35,7 @@ def line(step: int) -> dict:
         "train/unigram_loss": 6.5,
         "train/accuracy": 0.3,
         "train/overflow": 0.0,
+        "train/fill": 1.0,
         "train/gradient_norm": 0.8,
         "train/learning_rate": rate,
         "train/loss_deviation": 0.5,
@@ -74,7 +75,9 @@ def put(**values):
 
 
 def late(value, otherwise, start=1000):
-    return lambda step: value if step >= start else otherwise
+    """The value from a step on; before it another one, or a function of the step."""
+    before = otherwise if callable(otherwise) else lambda _: otherwise
+    return lambda step: value if step >= start else before(step)
 
 
 def nothing(line):
@@ -97,3 +100,13 @@ def diagnosed(record, references=()):
     found = doctor.diagnose(record, list(references))
     assert len({finding.check for finding in found}) == len(found)
     return {finding.check: finding for finding in found}
+
+
+def without(*names):
+    """Removes metrics."""
+
+    def change(line):
+        for name in names:
+            line.pop(name, None)
+
+    return change

@@ -1,11 +1,13 @@
 """Reference curves: made of several seeds, and what a run beside them is told."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
 from pretraining import doctor
+from pretraining.config import objective_names
 from pretraining.doctor import reference
 from pretraining.errors import UserError
 from tests.doctor.synthetic import diagnosed, edited, falling, nothing, put
@@ -73,8 +75,12 @@ def test_another_config_makes_a_reference_an_orientation():
     references = reference.record([seed(0), seed(1), seed(2)])
     wide = edited(put(eval__masked_lm=20.0), model__width=64, model__remat="full")
     finding = diagnosed(wide, references)["reference, excess"]
+    assert finding.severity == "note"  # far away
+    assert finding.text.endswith("above; for orientation only: other model.width")
+    near = dataclasses.replace(seed(2), config=wide.config)
+    finding = diagnosed(near, references)["reference, excess"]
     assert finding.severity == "ok"
-    assert finding.text.endswith("for orientation only: other model.width")
+    assert finding.text.endswith("(sd 0.100); for orientation only: other model.width")
     text = dataclasses.replace(seed(6), starts=[seed(6).starts[0] | {"data": "e" * 64}])
     assert diagnosed(text, references)["reference, excess"].text.endswith("other text")
 
@@ -101,12 +107,28 @@ def test_references_are_files_and_a_damaged_one_is_named(tmp_path):
     assert reference.save(references, tmp_path) == [path]
     assert path.name.startswith("masked_lm-")
     assert reference.load(tmp_path) == references
-    path.write_text("{")
-    with pytest.raises(UserError, match=f"{path.name} is damaged"):
-        reference.load(tmp_path)
+    for content in ("{", "[]", "{}", json.dumps(references[0] | {"points": []})):
+        path.write_text(content)
+        with pytest.raises(UserError, match=f"{path.name} is damaged"):
+            reference.load(tmp_path)
 
 
-def test_the_references_of_the_project_can_be_read():
-    for found in reference.load():
-        assert found["seeds"] >= 2
-        assert {"tokens", "excess", "gradient_norm"} <= set(found["points"][0])
+def test_runs_that_share_no_point_make_no_reference():
+    def only(at):
+        def change(line):
+            if line["step"] != at and "eval/masked_lm" in line:
+                del line["eval/masked_lm"]
+
+        return edited(change, seed__init=at)
+
+    with pytest.raises(UserError, match="share no evaluation"):
+        reference.record([only(200), only(400)])
+
+
+@pytest.mark.skipif(not reference.load(), reason="none has been recorded")
+def test_every_objective_has_a_reference_of_several_seeds():
+    found = reference.load()
+    assert {each["objective"] for each in found} == set(objective_names())
+    for each in found:
+        assert each["seeds"] >= 2
+        assert {"tokens", "excess", "gradient_norm"} <= set(each["points"][-1])

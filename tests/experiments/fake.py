@@ -6,15 +6,21 @@ python -m tests.experiments.fake QUESTION WORKDIR JOBS
 import pathlib
 import sys
 
-from experiments import planned, run
-from experiments.planned import Cost, Planned
+from experiments import run
+from experiments.running import planned
+from experiments.running.planned import Cost, Planned
+from pretraining import config as config_lib
 from pretraining.manifest import MANIFEST
 
 STEPS = 8
 
 QUESTION = """'''Does it run?'''
 from experiments.question import Figure, Protocol, repeat
-PROTOCOLS = {{"tiny": Protocol("nothing", ""), "other": Protocol("nothing", "")}}
+PROTOCOLS = {{
+    "tiny": Protocol("nothing", ""),
+    "other": Protocol("nothing", ""),
+    "measured": Protocol("nothing"),
+}}
 BASELINE = "a"
 FIGURES = (Figure("eval/loss", "Loss", "lower"),)
 VARIANTS = {variants}
@@ -24,12 +30,14 @@ def runs(protocol):
 """
 
 # Arguments: run folder, steps, behaviour: "trains", "fails", "waits" at step 4 for SIGTERM, and
-# "waits FILE" then for that file, too. Every start leaves a line in <run folder>/starts.
+# "waits FILE" then for that file, too; the config. Every start leaves a line in
+# <run folder>/starts.
 TRAINING = f"""
 import json, os, pathlib, signal, sys, time
 folder, steps = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 behaviour, _, release = sys.argv[3].partition(" ")
 folder.mkdir(parents=True, exist_ok=True)
+(folder / "config.json").write_text(sys.argv[4])
 def save(number, frame):
     while release and not os.path.exists(release):
         time.sleep(0.05)
@@ -50,6 +58,27 @@ place.mkdir(parents=True)
 (place / "{MANIFEST}").write_text("")
 """
 
+# Arguments: run folder, name of the file, tasks. Every start leaves a line in
+# <run folder>/measured.
+EVALUATION = """
+import json, pathlib, sys
+folder, name, tasks = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+(folder / "evaluations").mkdir(exist_ok=True)
+stored = {"settings": {"tasks": {"blimp": tasks} if tasks else {}}, "figures": {}}
+(folder / "evaluations" / name).write_text(json.dumps(stored))
+with open(folder / "measured", "a") as file:
+    print(tasks, file=file)
+"""
+
+# Arguments: behaviour: "" or "waits" for SIGTERM; folder, where every start leaves a line.
+PREPARATION = """
+import pathlib, sys, time
+with open(pathlib.Path(sys.argv[2]) / "prepared", "a") as file:
+    print(file=file)
+while sys.argv[1] == "waits":
+    time.sleep(0.05)
+"""
+
 
 def write_question(folder: pathlib.Path, **variants: dict) -> pathlib.Path:
     """A question with these variants, one run each."""
@@ -63,17 +92,30 @@ def install(set_attribute, behaviours: pathlib.Path) -> None:
 
     Args:
       set_attribute: `setattr`, or that of pytest's monkeypatch.
-      behaviours: a folder; how the run <name> behaves stands in the file <name>, if there is one.
+      behaviours: a folder; how the run <name> behaves stands in the file <name>, if there is one,
+        and how the preparation does in the file "preparation".
     """
 
+    def behaviour(name: str, default: str) -> str:
+        path = behaviours / name
+        return path.read_text() if path.exists() else default
+
     def commands(each: Planned, python: str = sys.executable) -> list[list[str]]:
-        path = behaviours / each.name
-        behaviour = path.read_text() if path.exists() else "trains"
-        return [[python, "-c", TRAINING, str(each.folder), str(STEPS), behaviour]]
+        told = [str(STEPS), behaviour(each.name, "trains")]
+        config = config_lib.to_json(config_lib.without_epochs(each.config))
+        train = [python, "-c", TRAINING, str(each.folder), *told, config]
+        name = f"{STEPS}-yardstick-{each.sample}.json"
+        evaluate = [python, "-c", EVALUATION, str(each.folder), name, each.tasks]
+        return [train, evaluate] if each.sample else [train]
+
+    def preparation(each: Planned) -> list[str]:
+        told = [behaviour("preparation", ""), str(behaviours)]
+        return [sys.executable, "-c", PREPARATION, *told]
 
     set_attribute(Planned, "commands", commands)
-    set_attribute(planned, "_rehearse", lambda runs, _: [Cost(STEPS, 80, 8e12, 1e12)] * len(runs))
-    set_attribute(run, "_prepare", lambda *_: None)
+    set_attribute(Planned, "preparation", preparation)
+    costs = lambda runs, *_: [Cost(STEPS, 80, 8e12, 1e12)] * len(runs)
+    set_attribute(planned, "_rehearse", costs)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def write_run(
         stored = {"suite": "yardstick", "step": max(losses), "ema": False, "family": family}
         stored |= {"settings": settings or SETTINGS, "figures": figures}
         (folder / "evaluations").mkdir()
-        path = folder / "evaluations" / f"{max(losses)}-yardstick.json"
+        path = folder / "evaluations" / f"{max(losses)}-yardstick-quick.json"
         path.write_text(json.dumps(stored))
 
 

@@ -2,13 +2,15 @@
 
 import os
 import shlex
+import signal
 import sys
 
 import pytest
 
-from experiments import launchers, machine
-from experiments.launchers import Job
+from experiments.running import launchers, machine, slurm
+from experiments.running.launchers import Job
 from pretraining.errors import UserError
+from tests import running
 
 
 def job(tmp_path, name, *codes):
@@ -100,7 +102,7 @@ def test_command_lines_survive_a_shell():
 
 def run(tmp_path, jobs, stop=lambda: False, **options):
     files = tmp_path / "submitit"
-    yield from launchers.slurm(jobs, files, options, {"GIVEN": "yes"}, stop, cluster="local")
+    yield from slurm.slurm(jobs, files, options, {"GIVEN": "yes"}, stop, cluster="local")
 
 
 def test_slurm_runs_every_job_as_a_task(tmp_path):
@@ -136,12 +138,78 @@ def test_without_submitit_it_is_named(tmp_path, monkeypatch):
 def test_without_slurm_it_is_told(tmp_path):
     pytest.importorskip("submitit")
     with pytest.raises(UserError, match="--launcher=slurm: "):
-        next(launchers.slurm([job(tmp_path, "a", "")], tmp_path, {}, {}, lambda: False))
+        next(slurm.slurm([job(tmp_path, "a", "")], tmp_path, {}, {}, lambda: False))
 
 
 def test_slurm_options():
-    assert launchers.slurm_options("partition=gpu,time=60") == {
+    assert slurm.parse_options("partition=gpu,time=60") == {
         "slurm_partition": "gpu",
         "slurm_time": 60,
+        "slurm_signal_delay_s": 300,
     }
-    assert launchers.slurm_options(None) == {}
+    assert slurm.parse_options("time=60,signal_delay_s=9")["slurm_signal_delay_s"] == 9
+    for missing in (None, "partition=gpu", "time=1-00:00"):
+        with pytest.raises(UserError, match="the minutes of a task are missing, time=60"):
+            slurm.parse_options(missing)
+
+
+SAVES = """
+import os, pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1])
+def save(number, frame):
+    (folder / "saved").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+with open(folder / "starts", "a") as file:
+    print(os.getppid(), file=file)
+while not (folder / "saved").exists() and not (folder / "release").exists():
+    time.sleep(0.05)
+"""
+
+
+def saving(tmp_path):
+    return Job("long", [[sys.executable, "-c", SAVES, str(tmp_path)]], tmp_path / "long.log")
+
+
+def begun(tmp_path):
+    """The process of submitit, for each start."""
+    file = tmp_path / "starts"
+    return [int(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def test_a_task_whose_time_is_up_saves_and_goes_on(tmp_path):
+    """submitit's stand-in of SLURM starts the task again, as SLURM does."""
+    submitit = pytest.importorskip("submitit")
+    tasks = submitit.AutoExecutor(tmp_path / "submitit", "local", slurm_max_num_timeout=3)
+    tasks.update_parameters(timeout_min=60)
+    task = tasks.submit(slurm.Work(saving(tmp_path), {}))
+    assert running.wait_for([], lambda: begun(tmp_path))
+    os.kill(begun(tmp_path)[0], signal.SIGUSR2)
+    assert task.result() == 0
+    assert (tmp_path / "saved").exists()
+    assert len(begun(tmp_path)) == 2
+
+
+def test_the_tasks_of_a_start_that_was_killed_are_taken_over(tmp_path, monkeypatch):
+    submitit = pytest.importorskip("submitit")
+    first = run(tmp_path, [saving(tmp_path)], timeout_min=5)
+    next(first)
+    assert running.wait_for([], lambda: begun(tmp_path))
+
+    class Elsewhere(submitit.LocalJob):  # a task of SLURM is known by its number alone
+        state = "RUNNING"
+
+        def done(self, force_check=False):
+            return self.paths.result_pickle.exists()
+
+    monkeypatch.setattr(submitit, "LocalJob", Elsewhere)
+    snapshots = []
+    for snapshot in run(tmp_path, [saving(tmp_path)], timeout_min=5):
+        (tmp_path / "release").touch()
+        snapshots.append(snapshot)
+    assert (snapshots[0], snapshots[-1]) == ({"long": None}, {"long": 0})
+    assert len(begun(tmp_path)) == 1
+    assert list(first)[-1] == {"long": 0}
+    *_, last = run(tmp_path, [saving(tmp_path)], timeout_min=5)  # it has ended: a new task
+    assert last == {"long": 0}
+    assert len(begun(tmp_path)) == 2

@@ -42,9 +42,9 @@ def test_frame(sweep):
     assert list(frame.tokens) == [400_000, 200_000, 400_000, 400_000]
     assert list(frame.distinct_tokens) == [200_000, 100_000, 400_000, 400_000]
     np.testing.assert_allclose(frame.flops, [1.2e12, 0.6e12, 0.8e12, 0.8e12])
-    # .5 + .25 + .25 s a step
-    assert list(frame.seconds) == [400, 200, 400, 400]
-    assert list(frame.goodput) == [0.5] * 4
+    # .5 + .25 s a step; another .25 between starts do not count
+    assert list(frame.seconds) == [300, 150, 300, 300]
+    np.testing.assert_allclose(frame.goodput, [2 / 3] * 4)
     np.testing.assert_array_equal(frame["eval/loss"], [4.0, math.nan, 5.0, 6.0])
     np.testing.assert_allclose(frame["train/loss"], [4.1, math.nan, 5.1, 6.1])
     accuracy = frame["yardstick/blimp/accuracy"]
@@ -66,15 +66,30 @@ def test_curves(sweep):
     assert results.curves(sweep, "no such metric").empty
 
 
-def test_newest_yardstick_of_the_parameters(sweep):
+def test_newest_yardstick_of_the_parameters_and_rather_full(sweep):
+    """Of each the name and what it says; each is preferred to those before it."""
     folder = sweep / "runs" / "low-seed0" / "evaluations"
-    stored = json.loads((folder / "400-yardstick.json").read_text())
-    for name, change in (
-        ("200", {"step": 200, "figures": {"blimp/accuracy": 0.1}}),
-        ("400-ema", {"ema": True, "figures": {"blimp/accuracy": 0.9}}),
+    stored = json.loads((folder / "400-yardstick-quick.json").read_text())
+    (folder / "400-yardstick-quick.json").unlink()
+    for number, (name, change) in enumerate(
+        (
+            ("200-yardstick-full", {"step": 200}),
+            ("400-ema-yardstick-full", {"ema": True}),
+            ("400-yardstick-quick", {}),
+            ("400-yardstick-full", {}),
+        )
     ):
-        (folder / f"{name}-yardstick.json").write_text(json.dumps(stored | change))
-    assert results.frame(sweep)["yardstick/blimp/accuracy"]["low-seed0"] == 0.5
+        figures = {"figures": {"blimp/accuracy": number / 10}}
+        (folder / f"{name}.json").write_text(json.dumps(stored | change | figures))
+        assert results.frame(sweep)["yardstick/blimp/accuracy"]["low-seed0"] == number / 10
+
+
+def test_what_judges_sentences_is_told(sweep):
+    path = sweep / "runs" / "low-seed0" / "evaluations" / "400-yardstick-quick.json"
+    stored = json.loads(path.read_text())
+    stored["settings"]["blimp_score"] = "detection"
+    path.write_text(json.dumps(stored))
+    assert list(results.frame(sweep).blimp_score) == ["", "", "detection", ""]
 
 
 def test_flops_are_those_that_the_loop_counted(trained):
@@ -102,8 +117,8 @@ def test_a_line_that_is_being_written_is_left_out(sweep):
         ("config.json", "{", "config.json is damaged"),
         ("config.json", "{}", "config.json is damaged: 'objective.name' is missing"),
         ("provenance.jsonl", '{"data": ""}\n', "provenance.jsonl is damaged: a line without"),
-        ("evaluations/400-yardstick.json", "[]", "400-yardstick.json is damaged"),
-        ("evaluations/400-yardstick.json", '{"step": 4}', "yardstick.json is damaged: 'ema'"),
+        ("evaluations/400-yardstick-quick.json", "[]", "400-yardstick-quick.json is damaged"),
+        ("evaluations/400-yardstick-quick.json", '{"step": 4}', "quick.json is damaged: 'ema'"),
     ],
 )
 def test_damage_is_named(sweep, file, text, told):

@@ -12,7 +12,8 @@ import sys
 
 import pytest
 
-from experiments import claim, run
+from experiments import run
+from experiments.running import claim
 from pretraining import cli
 from pretraining.errors import UserError
 from tests import running
@@ -114,7 +115,7 @@ def test_one_by_one_and_side_by_side_on_cores_of_their_own(go, tmp_path):
 
 
 def test_only_some(go, tmp_path, capsys):
-    assert go(only="b-,*c-seed?") == 0
+    assert go(only="b,c-seed?") == 0
     out, err = capsys.readouterr()
     assert out == "2 runs: 2 done\n"
     assert err.splitlines()[-1].startswith("2 of 2 runs done, 0 running")
@@ -155,12 +156,14 @@ def test_a_dry_start_writes_nothing(go, tmp_path, capsys):
         ({"launcher": "kubernetes"}, "--launcher=kubernetes: there are local, slurm, print"),
         ({"jobs": "0"}, "--jobs='0': a whole number of at least 1"),
         ({"jobs": "1000"}, r"--jobs=1000: this machine has \d+ cores"),
-        ({"protocol": "huge"}, "--protocol=huge: .* has tiny, other"),
-        ({"only": "nothing"}, "--only=nothing matches none of the 3 runs: a-seed0, b-seed0"),
+        ({"protocol": "huge"}, "--protocol=huge: .* has tiny, other, measured"),
+        ({"only": "a,nothing"}, "--only=a,nothing: 'nothing' is none of the 3 runs, .*: a-seed0"),
         ({"tasks": "nowhere"}, "--tasks=nowhere: there is no such folder"),
         ({"tasks": "tests"}, "--tasks=tests: protocol tiny has no yardstick"),
         ({"slurm": "time=1"}, "--slurm=time=1: it goes with --launcher=slurm"),
         ({"launcher": "slurm", "slurm": "time"}, "--slurm=time: expected"),
+        ({"launcher": "slurm"}, "--slurm=: the minutes of a task are missing, time=60"),
+        ({"launcher": "slurm", "slurm": "time=1:00"}, "time=1:00: the minutes of a task are miss"),
         ({"overrides": {"train.stepz": "1"}}, "a-seed0: unknown config key .* 'train.steps'"),
         ({"overrides": {"train.batch_size": "x"}}, "a-seed0: .*train.batch_size=x"),
         ({"overrides": {"train.steps": "5"}}, r"the sweep varies it \(9, as in the recipe\)"),
@@ -191,12 +194,47 @@ def test_two_sweeps_in_one_folder_are_refused(go, tmp_path, options, message):
 
 def test_a_question_that_was_edited_is_refused(go, question, tmp_path):
     assert go(only="b") == 0
-    (tmp_path / "R/runs/b-seed0/config.json").write_text("{}")  # which TRAINING does not write
     fake.write_question(question, a={"train.steps": 7}, b={"train.steps": 9}, c={})
     assert go(only="b") == 0  # a has not begun
     fake.write_question(question, a={}, b={"train.steps": 7}, c={})
-    with pytest.raises(UserError, match="another sweep: train.steps was 9 and is 7 now"):
+    with pytest.raises(UserError, match="another sweep: train.steps: 9 -> 7; take another"):
         go()
+
+
+def test_a_recipe_that_was_edited_is_refused(go, question, tmp_path):
+    """Which the overrides of the question do not tell."""
+    assert go(only="b") == 0
+    path = tmp_path / "R/runs/b-seed0/config.json"
+    path.write_text(path.read_text().replace('"mask_rate": 0.15', '"mask_rate": 0.5'))
+    with pytest.raises(UserError, match="another sweep: objective.mask_rate: 0.5 -> 0.15"):
+        go()
+
+
+def test_the_same_question_by_another_path_is_the_same_sweep(go, question, tmp_path, monkeypatch):
+    assert go(launcher="print") == 0
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(question)
+    recipe = str(running.ROOT / "configs")
+    text = (question / "sweep.py").read_text().replace('"configs', f'"{recipe}')
+    (question / "sweep.py").write_text(text)
+    for typed in ("question", "./question/", "link"):
+        assert run.main(typed, {}, "R", launcher="print") == 0
+
+
+def test_tasks_may_be_added_and_need_not_be_repeated(go, tmp_path):
+    """Only the evaluation runs again; and once the tasks are there, nothing does."""
+    (tmp_path / "tasks").mkdir()
+    measured = tmp_path / "R/runs/a-seed0/measured"
+    for tasks, wanted in [
+        (None, "\n"),
+        (None, "\n"),
+        (str(tmp_path / "tasks"), f"\n{tmp_path}/tasks\n"),
+        (None, f"\n{tmp_path}/tasks\n"),
+    ]:
+        assert go(protocol="measured", only="a", tasks=tasks) == 0
+        assert measured.read_text() == wanted
+    assert starts(tmp_path) == [1, 0, 0]
+    assert json.loads((tmp_path / "R/sweep.json").read_text())["tasks"] == str(tmp_path / "tasks")
 
 
 @pytest.mark.parametrize(
@@ -247,11 +285,27 @@ def test_two_processes_at_once_are_refused(go, tmp_path):
         go()
 
 
-def test_a_damaged_file_is_named(go, tmp_path):
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("sweep.json", "{", "Expecting property name"),
+        ("sweep.json", "[]", "it has no question"),
+        ("sweep.json", '{"question": "q", "protocol": 1}', "it has no protocol"),
+        ("runs.csv", "name,status\na,done\n", "line 2: the columns are not name,variant"),
+        ("runs.csv", "HEADER\na-seed0,a,0\n", "line 2: the columns are not name,variant"),
+        ("runs.csv", "HEADER\na-seed0,a,x,r,{},done,1,1,,f\n", "line 2: seed is 'x'"),
+        ("runs.csv", "HEADER\na-seed0,a,0,r,{},over,1,1,,f\n", "line 2: status is 'over'"),
+        ("runs.csv", "HEADER\na-seed0,a,0,r,{,done,1,1,,f\n", "line 2: overrides is '{'"),
+        ("runs.csv", "HEADER\na-seed0,a,0,r,[],done,1,1,,f\n", r"line 2: overrides is '\[\]'"),
+    ],
+)
+def test_a_damaged_file_is_named(go, tmp_path, name, text, message):
+    header = "name,variant,seed,config,overrides,status,step,steps,result,folder"
     (tmp_path / "R").mkdir()
-    (tmp_path / "R/sweep.json").write_text("{")
-    with pytest.raises(UserError, match=r"R/sweep.json is damaged"):
+    (tmp_path / "R" / name).write_text(text.replace("HEADER", header))
+    with pytest.raises(UserError, match=rf"R/{name} is damaged: .*{message}") as refusal:
         go()
+    assert "\n" not in str(refusal.value)
 
 
 def test_a_file_in_place_of_the_folder_is_refused(go, tmp_path):
@@ -296,6 +350,23 @@ def test_a_signal_lets_the_runs_save(started, tmp_path, number):
     assert column(tmp_path, "step") == ["4", "4", "0"]
     assert running.finish(start()).status == 0
     assert starts(tmp_path) == [2, 2, 1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_preparation(question, tmp_path, number):
+    (question / "preparation").write_text("waits")
+    words = ["tests.experiments.fake", str(question), str(tmp_path / "R"), "2"]
+    process = running.start([sys.executable, "-m", *words])
+    try:
+        assert running.wait_for([process], (question / "prepared").exists), process.communicate()
+        process.send_signal(number)
+        ended = running.finish(process)
+    finally:
+        process.kill()
+        process.communicate()
+    assert ended.status == 128 + number, ended.err
+    assert "stopped by a signal; run the same command again" in ended.out
+    assert starts(tmp_path) == [0, 0, 0]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="runs outlive a killed sweep elsewhere")

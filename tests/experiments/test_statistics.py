@@ -17,7 +17,8 @@ NAN = float("nan")
 
 def compare(baseline="base", **columns):
     values = pandas.DataFrame(columns)
-    return {c.variant: c for c in statistics.compare(values, baseline)}
+    contrasts = {name: baseline for name in columns if baseline and name != baseline}
+    return {c.variant: c for c in statistics.compare(values, contrasts)}
 
 
 def test_paired_test_by_hand():
@@ -60,21 +61,47 @@ def test_differences_without_spread_are_not_tested():
 
 def test_holm_by_hand():
     """.01 x 3; .03 x 2; .04 x 1, but not below the one before it."""
-    found = statistics.holm({"a": 0.04, "b": 0.01, "c": 0.03})
+    found = statistics.holm({"a": 0.04, "b": 0.01, "c": 0.03}, 3)
     assert found == pytest.approx({"b": 0.03, "c": 0.06, "a": 0.06})
-    assert statistics.holm({"a": 0.6, "b": 0.5}) == {"a": 1.0, "b": 1.0}
-    assert statistics.holm({}) == {}
+    assert statistics.holm({"a": 0.6, "b": 0.5}, 2) == {"a": 1.0, "b": 1.0}
+    assert statistics.holm({}, 0) == {}
 
 
-def test_correction_counts_the_variants_that_were_tested():
-    """Two are tested, t = 2 sqrt(3) and 4 sqrt(3), and one has no pairs."""
+def test_holm_counts_those_that_are_not_there_yet():
+    """.01 x 5, .02 x 4, as if three larger ones were to come."""
+    assert statistics.holm({"a": 0.02, "b": 0.01}, 5) == pytest.approx({"b": 0.05, "a": 0.08})
+
+
+def test_contrasts_have_baselines_of_their_own():
+    values = pandas.DataFrame({"a": [1.0, 2.0], "b": [2.0, 4.0], "c": [5.0, 5.0], "d": [0.0, 9.0]})
+    found = {c.variant: c for c in statistics.compare(values, {"b": "a", "c": "b", "d": "gone"})}
+    assert (found["a"].against, found["a"].pairs) == ("", 0)
+    assert (found["b"].against, found["b"].difference) == ("a", 1.5)
+    assert (found["c"].against, found["c"].difference) == ("b", 2.0)
+    assert (found["d"].against, found["d"].pairs) == ("gone", 0)
+    assert found["b"].holm == pytest.approx(min(1.0, 3 * found["b"].p))
+
+
+def test_detectable_difference_by_hand():
+    """Differences 1, 2, 3, a standard error of 1 / sqrt(3); from a table t(.975, 2) = 4.302653 for
+    one contrast and t(.9875, 2) = 6.205347 for two. At that difference p is .05 / m."""
+    one = compare(base=[0.0, 0.0, 0.0], other=[1.0, 2.0, 3.0])["other"]
+    assert one.detectable == pytest.approx(T_975_DF_2 / math.sqrt(3), rel=1e-6)
+    two = compare(base=[0.0] * 3, other=[1.0, 2.0, 3.0], third=[NAN] * 3)["other"]
+    assert two.detectable == pytest.approx(6.205347 / math.sqrt(3), rel=1e-6)
+    at = compare(base=[0.0] * 3, other=[x - 2 + two.detectable for x in (1, 2, 3)], third=[NAN] * 3)
+    assert at["other"].holm == pytest.approx(0.05, rel=1e-6)
+
+
+def test_correction_counts_the_contrasts_that_were_planned():
+    """t = 2 sqrt(3) and 4 sqrt(3), and one that has no pairs yet."""
     found = compare(
         base=[1.0, 2.0, 3.0], small=[2.0, 4.0, 6.0], large=[4.0, 6.0, 8.0], none=[NAN, NAN, NAN]
     )
     small, large = 1 - math.sqrt(12 / 14), 1 - math.sqrt(48 / 50)
-    assert found["large"].holm == pytest.approx(2 * large)
-    assert found["small"].holm == pytest.approx(small)
-    assert found["large"].decided
+    assert found["large"].holm == pytest.approx(3 * large)
+    assert found["small"].holm == pytest.approx(2 * small)
+    assert not found["large"].decided  # .0606
     assert not found["small"].decided
     assert math.isnan(found["none"].mean)
 

@@ -4,18 +4,18 @@ import json
 
 import pytest
 
-from experiments import cost, progress, table
-from experiments.planned import Cost, Planned, choose
 from experiments.question import Run
+from experiments.running import cost, follow, table
+from experiments.running.planned import Cost, Planned, choose, duration
 from pretraining.errors import UserError
 from pretraining.manifest import MANIFEST
 
 
-def planned(folder, name="a", steps=10, flops=1e12, yardstick=()):
+def planned(folder, name="a", steps=10, flops=1e12, sample="", tasks=""):
     run = Run(name, 0, "configs/masked_lm.py:tiny", {"train.steps": steps})
     overrides = {"train.steps": steps}
     costs = Cost(steps, 100, flops, 1e11)
-    return Planned(run, overrides, folder / run.name, None, yardstick, costs)
+    return Planned(run, overrides, folder / run.name, None, sample, tasks, costs)
 
 
 def write_lines(each, *lines, end=""):
@@ -30,10 +30,12 @@ def finish(each):
     (place / MANIFEST).write_text("")
 
 
-def write_yardstick(each, step, **figures):
-    path = each.folder / "evaluations" / f"{step}-yardstick.json"
+def write_yardstick(each, step, sample="quick", tasks=None, **figures):
+    path = each.folder / "evaluations" / f"{step}-yardstick-{sample}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"suite": "yardstick", "step": step, "figures": figures}))
+    stored = {"suite": "yardstick", "step": step, "settings": {"tasks": tasks or {}}}
+    path.write_text(json.dumps(stored | {"figures": figures}))
+    return path
 
 
 # ------------------------------------------------------------------------------------------ table
@@ -44,6 +46,8 @@ def test_the_step_is_that_of_the_last_whole_line(tmp_path):
     assert table.step(each.folder) == 0
     write_lines(each, {"step": 1}, {"step": 2}, end='{"step": 3, "los')
     assert table.step(each.folder) == 2
+    write_lines(each, {"step": 1}, {"loss": 2.0}, 5)
+    assert table.step(each.folder) == 1
 
 
 def test_the_step_is_found_at_the_end_of_a_long_file(tmp_path):
@@ -53,37 +57,49 @@ def test_the_step_is_found_at_the_end_of_a_long_file(tmp_path):
 
 
 def test_done_is_the_last_checkpoint_and_the_yardstick_of_that_step(tmp_path):
-    each = planned(tmp_path, yardstick=("--suite=yardstick",))
+    each = planned(tmp_path, sample="quick")
     assert not table.is_done(each)
     (each.folder / "checkpoints/10").mkdir(parents=True)  # not sealed
-    write_yardstick(each, 10)
+    path = write_yardstick(each, 10)
     assert not table.is_done(each)
     (each.folder / "checkpoints/10" / MANIFEST).write_text("")
     assert table.is_done(each)
-    (each.folder / "evaluations/10-yardstick.json").rename(
-        each.folder / "evaluations/5-yardstick.json"
-    )
+    for other in ("5-yardstick-quick.json", "10-ema-yardstick-quick.json"):
+        path = path.rename(path.with_name(other))
+        assert not table.is_done(each)
+    assert table.is_done(each._replace(sample=""))
+
+
+def test_done_is_the_yardstick_of_the_sample_with_the_tasks_that_were_asked_for(tmp_path):
+    each = planned(tmp_path, sample="full")
+    finish(each)
+    write_yardstick(each, 10, "quick", {"blimp": "digest"})
     assert not table.is_done(each)
-    assert table.is_done(each._replace(yardstick=()))
+    write_yardstick(each, 10, "full")
+    assert table.is_done(each)
+    assert not table.is_done(each._replace(tasks="tasks"))
+    write_yardstick(each, 10, "full", {"blimp": "digest"})
+    assert table.is_done(each._replace(tasks="tasks"))
+    assert table.is_done(each)
 
 
 def test_what_is_done_is_not_done_again(tmp_path):
-    each = planned(tmp_path, yardstick=("--suite=yardstick", "--sample=quick"))
+    each = planned(tmp_path, sample="quick", tasks="T")
     train, evaluate = table.commands_left(each, "python")
     where = f"--workdir={tmp_path}/a-seed0"
     recipe = "--config=configs/masked_lm.py:tiny"
     overrides = "--config.train.steps=10"
     assert train == ["python", "-m", "pretraining.train", recipe, overrides, where]
-    options = ["--suite=yardstick", "--sample=quick"]
+    options = ["--suite=yardstick", "--sample=quick", "--tasks=T"]
     assert evaluate == ["python", "-m", "pretraining.evaluate", where, *options]
     finish(each)
     assert table.commands_left(each, "python") == [evaluate]
-    write_yardstick(each, 10)
+    write_yardstick(each, 10, tasks={"blimp": "digest"})
     assert table.commands_left(each, "python") == []
 
 
 def test_the_result_is_the_last_figure(tmp_path):
-    each = planned(tmp_path, yardstick=("--suite=yardstick",))
+    each = planned(tmp_path, sample="quick")
     write_lines(each, {"step": 5, "eval/loss": 3.0}, {"step": 9, "eval/loss": 2.5}, {"step": 10})
     write_yardstick(each, 10, **{"blimp/accuracy": 0.625})
     assert table.row(each, "eval/loss", None).result == ""  # it is not done
@@ -101,11 +117,12 @@ def test_rows_are_read_as_they_were_written(tmp_path):
     }
 
 
-# ---------------------------------------------------------------------------------------- progress
+# -------------------------------------------------------------------------------------------- view
 
 
-def rows(tmp_path, steps, statuses):
-    runs = [planned(tmp_path, "a", 10, 1e12), planned(tmp_path, "b", 10, 3e12)]
+def rows(tmp_path, steps, statuses, sample=""):
+    sizes = [("a", 10, 1e12), ("b", 10, 3e12)]
+    runs = [planned(tmp_path, *size, sample) for size in sizes]
     found = {each.name: table.row(each, "eval/loss", table.WAITING) for each in runs}
     for name, step, status in zip(found, steps, statuses, strict=True):
         found[name] = found[name]._replace(step=step, status=status)
@@ -118,9 +135,9 @@ def test_the_view_counts_updates_by_what_they_cost(tmp_path, monkeypatch, capsys
     From a at 10 and b at 0 (1e12) to b at 5 (2.5e12) in 60 s: the other 1.5e12 take 60 s more.
     """
     clock = [1000.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(follow.time, "monotonic", lambda: clock[0])
     runs, before = rows(tmp_path, (10, 0), ("done", "waiting"))
-    with progress.View(runs, before) as view:
+    with follow.View(runs, before) as view:
         view.show(before)
         clock[0] += 10
         view.show(rows(tmp_path, (10, 1), ("done", "running"))[1])  # too early for a line
@@ -129,9 +146,54 @@ def test_the_view_counts_updates_by_what_they_cost(tmp_path, monkeypatch, capsys
         view.show(rows(tmp_path, (10, 5), ("done", "failed"))[1], last=True)
     assert capsys.readouterr().err.splitlines() == [
         "1 of 2 runs done, 0 running",
-        "1 of 2 runs done, 1 running, 60 s left  b-seed0 5/10",
-        "1 of 2 runs done, 0 running, 1 failed, 60 s left",
+        "1 of 2 runs done, 1 running, 60 s of training left  b-seed0 5/10",
+        "1 of 2 runs done, 0 running, 1 failed",
     ]
+
+
+def view_line(tmp_path, monkeypatch, capsys, before, after, statuses, sample=""):
+    """The last line 60 s after the beginning."""
+    clock = [1000.0]
+    monkeypatch.setattr(follow.time, "monotonic", lambda: clock[0])
+    runs, begun = rows(tmp_path, before, ("waiting", "waiting"), sample)
+    with follow.View(runs, begun) as view:
+        for steps in after:
+            clock[0] += 60 / len(after)
+            view.show(rows(tmp_path, steps, statuses, sample)[1], last=True)
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_run_that_goes_back_to_its_checkpoint_has_done_what_it_did_since(
+    tmp_path, monkeypatch, capsys
+):
+    """b from 5 back to 2, then to 4: 6e11 in 60 s; a and the rest of b are 2.8e12 more."""
+    after = [(0, 2), (0, 4)]
+    line = view_line(tmp_path, monkeypatch, capsys, (0, 5), after, ("waiting", "running"))
+    assert ", 5 min of training left" in line
+
+
+def test_missing_yardsticks_are_counted_beside_the_time(tmp_path, monkeypatch, capsys):
+    after = [(10, 10)]
+    statuses = ("running", "running")
+    line = view_line(tmp_path, monkeypatch, capsys, (0, 0), after, statuses, "quick")
+    assert line.startswith("0 of 2 runs done, 2 running, 2 yardsticks left")
+
+
+def test_a_failure_is_told_while_others_go_on(tmp_path, capsys):
+    runs = [planned(tmp_path, "a"), planned(tmp_path, "b")]
+    sweep = follow.Sweep(tmp_path, runs, "eval/loss")
+    sweep.log("a-seed0").write_text("why\n")
+    told = []
+
+    def started():
+        yield {"a-seed0": 3, "b-seed0": None}
+        told.append(capsys.readouterr().err)
+        yield {"a-seed0": 3, "b-seed0": 1}
+
+    sweep.follow([each.name for each in runs], started(), lambda: False)
+    assert f"a-seed0 failed with exit status 3; the end of {sweep.log('a-seed0')}:" in told[0]
+    assert "    why\n" in told[0]
+    assert "a-seed0" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -146,7 +208,7 @@ def test_the_view_counts_updates_by_what_they_cost(tmp_path, monkeypatch, capsys
     ],
 )
 def test_durations(seconds, text):
-    assert progress.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 # -------------------------------------------------------------------------------------------- cost
@@ -167,12 +229,15 @@ def test_the_estimate_comes_from_the_runs_that_are_done(tmp_path):
 # ---------------------------------------------------------------------------------------- choosing
 
 
-def test_runs_are_chosen_by_parts_and_patterns():
-    names = ["mask-15-seed0", "mask-15-seed1", "bert-15-seed0"]
-    assert choose(names, None) == names
-    assert choose(names, "bert") == ["bert-15-seed0"]
-    assert choose(names, "*-seed0") == ["mask-15-seed0", "bert-15-seed0"]
-    assert choose(names, "seed1,bert") == ["mask-15-seed1", "bert-15-seed0"]
-    for nothing in ("rtd", "", "mask-1?"):
-        with pytest.raises(UserError, match="matches none of the 3 runs"):
-            choose(names, nothing)
+def test_runs_are_chosen_by_names_variants_and_patterns():
+    named = [("quarter", 0), ("quarter", 1), ("three_quarters", 0)]
+    runs = [Run(variant, seed, "r", {}) for variant, seed in named]
+    names = ["quarter-seed0", "quarter-seed1", "three_quarters-seed0"]
+    assert choose(runs, None) == names
+    assert choose(runs, "quarter") == names[:2]
+    assert choose(runs, "quarter-seed1") == names[1:2]
+    assert choose(runs, "*quarter*") == names
+    assert choose(runs, "three_quarters,*-seed1") == names[1:]
+    for nothing in ("rtd", "", "uarter", "quarter,seed1"):
+        with pytest.raises(UserError, match="none of the 3 runs, nor a variant"):
+            choose(runs, nothing)

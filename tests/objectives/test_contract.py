@@ -347,6 +347,20 @@ def test_the_family_is_that_of_objectives_whose_predictions_compare(name, object
     }.get(name, objective.family) == objective.family
 
 
+def test_the_term_that_the_unigram_loss_belongs_to(objective, params, examples):
+    """Of as many tokens, and a part of the loss; one kind of score, where there is one."""
+    knobs = objective.evaluation_knobs
+    found = jax.eval_shape(
+        lambda: objective.loss(objective.model.apply, params, examples, knobs, None, False)
+    )
+    assert bool(objective.token_term) == ("unigram_loss" in found)
+    assert bool(objective.score_kind) == (objective.score is not None)
+    if objective.token_term:
+        terms = objective.loss(objective.model.apply, params, examples, knobs, None, False)
+        assert terms[objective.token_term].weight == terms["unigram_loss"].weight
+        assert terms[objective.token_term].scale > 0 == terms["unigram_loss"].scale
+
+
 def test_the_summary_is_the_last_blocks_vector_of_cls_or_of_the_last_token(
     objective, rows, params, vocabulary
 ):

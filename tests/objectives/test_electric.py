@@ -90,6 +90,7 @@ def test_losses_by_hand(electric, call, terms, vocabulary):
     assert float(found["discriminator"].sum) == pytest.approx(nll[counts].sum(), rel=1e-5)
     assert float(found["replaced"].sum) == selected.sum()
     score = objective.score(objective.model.apply, params, examples._replace(tokens=seen))
+    assert (objective.score_kind, objective.family) == ("energy", "detection/two_tower")
     np.testing.assert_allclose(score, -energy[:, 1:33], rtol=1e-4, atol=1e-6)
 
 
@@ -117,12 +118,17 @@ def test_electric_needs_two_towers(make_config, vocabulary):
         replaced_token_detection.build(config, vocabulary)
 
 
-def test_queries_do_not_see_each_other(electric, make_config, make_rows):
+def test_a_query_sees_all_tokens_but_its_own(electric, make_config, make_rows):
+    """No [MASK], which two towers never read in training: each sees the other asked one."""
     objective, _, _, params = electric
     rows = make_rows(make_config("replaced_token_detection"), [20])
     ask = jax.jit(jax.vmap(objective.query, (0, None)))
-    other = rows._replace(tokens=rows.tokens.at[:, 4].set(7).at[:, 9].set(9))
+    assert (
+        ask(rows, jnp.asarray([4, 9])).tokens == ask(rows, jnp.zeros(0, jnp.int32)).tokens
+    ).all()
+    other = rows._replace(tokens=rows.tokens.at[:, 4].set(7))
     answer = lambda rows: objective.log_probs(
         objective.model.apply, params, ask(rows, jnp.asarray([4, 9]))
     )
-    assert (answer(rows) == answer(other)).all()
+    assert (answer(rows)[:, 0] == answer(other)[:, 0]).all()
+    assert (answer(rows)[:, 1] != answer(other)[:, 1]).any()

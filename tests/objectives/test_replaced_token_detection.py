@@ -290,6 +290,21 @@ def places(made, describe):
     return seen, original, seen != original, counts
 
 
+def intact(made):
+    return jax.vmap(made.objective.query, (0, None))(made.rows, jnp.zeros(0, jnp.int32))
+
+
+def scores(made):
+    """[B, T]: of the discriminator, whatever the generator is."""
+    objective = made.objective
+    assert (objective.score_kind, objective.predictor) == ("detection", "generator")
+    return objective.score(objective.model.apply, made.params, intact(made))
+
+
+def of_labels(values, labels):
+    return np.take_along_axis(values, labels[..., None], axis=2)[..., 0]
+
+
 def test_masked_only_counts_the_selected_tokens(electra, trained, describe, terms):
     made = trained(
         electra, **{"objective.mask_rate": 0.4, "objective.discriminator": "masked_only"}
@@ -323,7 +338,8 @@ def test_replace_mlm_predicts_the_selected_tokens(electra, trained, describe, te
     nll = -log_probs[at][np.arange(len(at[0])), original[at]].sum()
     assert float(found.sum) == pytest.approx(nll, rel=1e-5)
     assert (float(found.weight), found.scale) == (len(at[0]), 2)
-    assert made.objective.score is None
+    expected = of_labels(log_softmax(discriminate(made, intact(made).tokens)), original)
+    np.testing.assert_allclose(scores(made), expected[:, 1:-2], rtol=1e-4, atol=1e-5)
     assert set(made.objective.hugging_face) == {"generator"}
 
 
@@ -336,7 +352,7 @@ def test_all_tokens_mlm_mixes_a_copy_with_a_prediction(electra, trained, describ
     hidden = jnp.float32(call(made, "encode", made.examples._replace(tokens=jnp.asarray(seen))))
     gate = 1 / (1 + np.exp(-call(made, "gate", hidden)))
     assert gate.std() > 0.01
-    predicted = np.take_along_axis(probability, original[..., None], axis=2)[..., 0]
+    predicted = of_labels(probability, original)
     mixture = gate * ~replaced + (1 - gate) * predicted
     found = terms(made.objective, made.params, made.examples)
     assert float(found["discriminator"].sum) == pytest.approx(
@@ -344,6 +360,11 @@ def test_all_tokens_mlm_mixes_a_copy_with_a_prediction(electra, trained, describ
     )
     assert float(found["discriminator"].weight) == counts.sum()
     assert float(found["replaced"].sum) == replaced.sum()
+    row = intact(made)
+    gate = 1 / (1 + np.exp(-call(made, "gate", jnp.float32(call(made, "encode", row)))))
+    read = of_labels(np.exp(log_softmax(discriminate(made, row.tokens))), original)
+    expected = np.log(gate + (1 - gate) * read)
+    np.testing.assert_allclose(scores(made), expected[:, 1:-2], rtol=1e-4, atol=1e-5)
 
     @jax.jit
     @jax.grad
@@ -355,11 +376,8 @@ def test_all_tokens_mlm_mixes_a_copy_with_a_prediction(electra, trained, describ
 
     found = gradient(made.params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
-    assert {name for name in found if nonzero({"": found[name]})} == {
-        "encoder",
-        "head",
-        "copy_head",
-    }
+    trained_parts = {name for name in found if nonzero({"": found[name]})}
+    assert trained_parts == {"encoder", "head", "copy_head"}
 
 
 def test_a_uniform_generator_has_no_parameters(electra, trained, describe, terms, assert_binomial):
@@ -367,7 +385,8 @@ def test_a_uniform_generator_has_no_parameters(electra, trained, describe, terms
     assert set(made.params) == {"encoder", "head"}
     assert set(made.objective.hugging_face) == {"discriminator"}
     found = terms(made.objective, made.params, made.examples)
-    assert "accuracy" not in found
+    assert not {"accuracy", "unigram_loss"} & set(found)
+    assert made.objective.family == made.objective.token_term == ""
     found = found["generator"]
     assert float(found.sum) == pytest.approx(float(found.weight) * math.log(V), rel=1e-5)
     samples = describe(made)["sample"]

@@ -48,6 +48,34 @@ def test_features_are_standardised():
     assert (plain == labels)[40:].mean() >= 0.9
 
 
+def test_all_words_of_a_sentence_are_held_out_or_none(monkeypatch):
+    """10 groups of sizes 1 to 10: the last two, 19 of 55 examples, choose the strength; their
+    features have no say in the scales."""
+    groups = np.repeat(np.arange(10), np.arange(1, 11))
+    features = np.random.default_rng(3).normal(size=(55, 2))
+    features[36:] += 1e3
+    used = []
+    fit = classifier.fit
+
+    def record(inputs, labels, strength, start):
+        used.append(inputs)
+        return fit(inputs, labels, strength, start)
+
+    monkeypatch.setattr(classifier, "fit", record)
+    classifier.train(features, np.arange(55) % 2, 2, groups)
+    assert [len(inputs) for inputs in used] == [36, 36, 36, 36, 55]
+    for inputs in used:
+        np.testing.assert_allclose(inputs[:, :2].mean(axis=0), 0, atol=1e-4)
+        np.testing.assert_allclose(inputs[:, :2].std(axis=0), 1, atol=1e-4)
+
+
+def test_what_does_not_converge_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(classifier, "_ITERATIONS", 1)
+    inputs = np.random.default_rng(4).normal(size=(30, 4))
+    classifier.fit(inputs, np.arange(30) % 2, 0.001, np.zeros((4, 2)))
+    assert "probe: not converged" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("signal, chosen", [(True, min), (False, max)])
 def test_the_strength_is_chosen_on_the_last_fifth(signal, chosen, monkeypatch):
     """Where noise is all there is the strongest penalty wins, where there is none the weakest."""

@@ -1,6 +1,7 @@
 """Figures of a run's own predictions, against plain loops and the run's own evaluation."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -78,7 +79,23 @@ def test_bits_per_byte_are_those_of_the_runs_evaluation(causal, trained):
 
 def test_which_figures_a_run_has(run):
     figures = family.measure(run, stores(run), family.Sample(2, 1))
-    left = run.objective.context == "left"
-    expected = {"bits_per_byte"} if left else {"masked_loss", "pseudo_perplexity"}
+    expected = {"masked_loss", "pseudo_perplexity"}
+    if run.objective.context == "left":
+        expected = {"bits_per_byte"}
+    if run.objective.family == "detection":
+        expected = {"generator_masked_loss", "generator_pseudo_perplexity"}
     assert set(figures) == expected
     assert all(0 < value < 1000 for value in figures.values())
+
+
+def test_of_no_family_no_figure():
+    objective = SimpleNamespace(query=1, log_probs=1, family="", context="both", predictor="")
+    assert family.measure(SimpleNamespace(objective=objective), (), family.SAMPLES["quick"]) == {}
+
+
+def test_positions_are_those_of_all_versions():
+    """Three rows of 20 tokens, of which every fifth is special; 15 % of 16 = 2.4."""
+    tokens = np.where(np.arange(20) % 5, 9, 3).astype(np.int32)
+    row = predict.make_row(tokens, np.zeros(20), 20)
+    chosen = [family.positions(row, number, (3,)).tolist() for number in ((0, 0), (0, 1), (1, 0))]
+    assert chosen == [[3, 14], [4, 13], [1, 7]]

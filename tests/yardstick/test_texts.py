@@ -67,7 +67,7 @@ def test_vectors_are_those_of_whole_rows(run):
 
 def test_long_texts_are_cut_and_counted(causal):
     encoded = texts.tokenize(causal, ["object " * 60, "the", "the"])
-    assert encoded.cut == 1
+    assert encoded.cut == [True, False, False]
     assert len(encoded.tokens[0]) == len(encoded.boundary[0]) == causal.payload
     sizes = lambda objective, rows, numbers: [row.tokens.shape[0] for row in rows]
     assert texts.apply(causal, encoded, sizes, "test") == [causal.payload, 5, 5]

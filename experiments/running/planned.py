@@ -11,8 +11,8 @@ from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 from experiments import question as question_lib
-from experiments.machine import Share, bind
 from experiments.question import Question, Run, SameFlops
+from experiments.running.machine import Share, bind
 from pretraining import cli
 from pretraining import config as config_lib
 from pretraining.data.row import SPECIAL_POSITIONS
@@ -31,7 +31,8 @@ class Planned(NamedTuple):
       overrides: of the run and of the command line of the sweep, which wins.
       folder: the run folder.
       config: checked, with everything overridden.
-      yardstick: options of the evaluation that follows the training; () = none follows.
+      sample: of the yardstick that follows the training; "" = none follows.
+      tasks: folder of the yardstick's tasks; "" = without tasks.
       cost: see `Cost`.
     """
 
@@ -39,7 +40,8 @@ class Planned(NamedTuple):
     overrides: dict[str, Any]
     folder: pathlib.Path
     config: Any
-    yardstick: tuple[str, ...]
+    sample: str
+    tasks: str
     cost: "Cost"
 
     @property
@@ -49,14 +51,17 @@ class Planned(NamedTuple):
     def commands(self, python: str = sys.executable) -> list[list[str]]:
         """The words of each command, as a user would type them; each after the one before."""
         workdir = f"--workdir={self.folder}"
-        train = [python, "-m", "pretraining.train", *_config_words(self), workdir]
-        if not self.yardstick:
+        train = [python, "-m", "pretraining.train", *_words(self.run, self.overrides), workdir]
+        if not self.sample:
             return [train]
-        return [train, [python, "-m", "pretraining.evaluate", workdir, *self.yardstick]]
+        options = ["--suite=yardstick", f"--sample={self.sample}"]
+        options += [f"--tasks={self.tasks}"] if self.tasks else []
+        return [train, [python, "-m", "pretraining.evaluate", workdir, *options]]
 
     def preparation(self) -> list[str]:
         """The words of the command that prepares its token store."""
-        return [sys.executable, "-m", "pretraining.data.prepare", *_config_words(self)]
+        words = _words(self.run, self.overrides)
+        return [sys.executable, "-m", "pretraining.data.prepare", *words]
 
 
 class Cost(NamedTuple):
@@ -97,60 +102,88 @@ def plan(
     runs = question_lib.runs(question, protocol)
     _check_overrides(runs, overrides)
     sample = question.protocols[protocol].yardstick
-    yardstick = ("--suite=yardstick", f"--sample={sample}") if sample else ()
     if tasks and not sample:
         raise UserError(f"--tasks={tasks}: protocol {protocol} has no yardstick")
-    yardstick += (f"--tasks={tasks}",) if tasks else ()
+    typed = [{**_with_steps(run, runs).overrides, **overrides} for run in runs]
+    configs = [_parse(run, own) for run, own in zip(runs, typed, strict=True)]
+    _check_shared(runs, configs)
+    costs = {
+        run.name: cost for run, cost in zip(runs, _rehearse(runs, configs, share), strict=True)
+    }
     found = []
-    for run in runs:
+    for run, own, config in zip(runs, typed, configs, strict=True):
+        cost = costs[run.name]
+        if isinstance(run.overrides.get(_STEPS), SameFlops):
+            cost = _scaled(cost, costs[_find(runs, run).name].flops)
+            own = own | {_STEPS: cost.steps}
+            config = _parse(run, own)
+        flat = config_lib.flatten(config)
+        parsed = {key: flat[key] for key in own}
         folder = workdir / "runs" / run.name
-        merged = {**run.overrides, **overrides}
-        if isinstance(like := run.overrides.get(_STEPS), SameFlops):
-            merged[_STEPS] = _find(runs, like, run).overrides[_STEPS]  # for the time being
-            merged |= overrides
-        found.append(_checked(Planned(run, merged, folder, None, yardstick, None)))
-    _check_shared(found)
-    costs = _rehearse(found, share)
-    found = [each._replace(cost=cost) for each, cost in zip(found, costs, strict=True)]
-    return [_matched(each, found) for each in found]
+        found.append(Planned(run, parsed, folder, config, sample, tasks, cost))
+    return found
 
 
-def choose(names: Sequence[str], only: str | None) -> list[str]:
-    """The names that one of the patterns, "*-seed0,random", is a part of or matches; all for None.
+def choose(runs: Sequence[Run], only: str | None) -> list[str]:
+    """The names of the runs that are chosen; all for None.
+
+    Args:
+      only: names, variants, or patterns of either: "mask-15,*-seed0".
 
     Raises:
-      UserError: there is none.
+      UserError: one chooses nothing.
     """
+    names = [run.name for run in runs]
     if only is None:
-        return list(names)
-    patterns = [pattern for pattern in only.split(",") if pattern]
-    chosen = [n for n in names if any(p in n or fnmatch.fnmatchcase(n, p) for p in patterns)]
-    if not chosen:
-        raise UserError(f"--only={only} matches none of the {len(names)} runs: {_listed(names)}")
-    return chosen
+        return names
+    chosen: set[str] = set()
+    for pattern in only.split(","):
+        texts = ((run, text) for run in runs for text in (run.name, run.variant))
+        more = {run.name for run, text in texts if fnmatch.fnmatchcase(text, pattern)}
+        if not more:
+            raise UserError(
+                f"--only={only}: {pattern!r} is none of the {len(names)} runs, nor a variant or a "
+                f"pattern (*-seed0) of them: {_listed(names)}"
+            )
+        chosen |= more
+    return [name for name in names if name in chosen]
+
+
+def duration(seconds: float) -> str:
+    """For people: "45 s", "12 min", "3 h 05 min", "4 days"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    if minutes < 72 * 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    return f"{round(minutes / 1440):,} days"
 
 
 def _listed(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
-def _config_words(planned: Planned) -> list[str]:
-    words = [f"--config.{key}={value}" for key, value in planned.overrides.items()]
-    return [f"--config={planned.run.config}", *words]
+def _words(run: Run, overrides: Mapping[str, Any]) -> list[str]:
+    return [f"--config={run.config}", *(f"--config.{k}={v}" for k, v in overrides.items())]
 
 
 # -------------------------------------------------------------------------------------- checking
 
 
-def _checked(planned: Planned) -> Planned:
-    """The same with its config, and with the overrides as they stand in it."""
-    config = _named(planned.name, _parse, planned)
-    flat = config_lib.flatten(config)
-    return planned._replace(config=config, overrides={key: flat[key] for key in planned.overrides})
+def _with_steps(run: Run, runs: Sequence[Run]) -> Run:
+    """The same with updates that can be compiled: those of the run whose FLOPs it will cost."""
+    if not isinstance(run.overrides.get(_STEPS), SameFlops):
+        return run
+    of_other = {k: v for k, v in _find(runs, run).overrides.items() if k == _STEPS}
+    rest = {k: v for k, v in run.overrides.items() if k != _STEPS}
+    return run._replace(overrides=rest | of_other)
 
 
-def _find(runs: Sequence[Run], like: SameFlops, run: Run) -> Run:
-    """The run of that variant that has the same number."""
+def _find(runs: Sequence[Run], run: Run) -> Run:
+    """The run of the same number whose FLOPs this one is to cost."""
+    like = run.overrides[_STEPS]
     for other in runs:
         fixed = not isinstance(other.overrides.get(_STEPS), SameFlops)
         if (other.variant, other.seed) == (like.variant, run.seed) and fixed:
@@ -158,20 +191,11 @@ def _find(runs: Sequence[Run], like: SameFlops, run: Run) -> Run:
     raise UserError(f"{run.name}: {like}: no run of that variant and seed has its own {_STEPS}")
 
 
-def _matched(planned: Planned, everything: Sequence[Planned]) -> Planned:
-    """The same with its own number of updates, where that follows from another run."""
-    like = planned.run.overrides.get(_STEPS)
-    if not isinstance(like, SameFlops):
-        return planned
-    target = _find([each.run for each in everything], like, planned.run).name
-    wanted = next(each.cost for each in everything if each.name == target)
-    cost = planned.cost
-    steps = max(1, round(cost.steps * wanted.flops / cost.flops))
-    scaled = cost._replace(
-        steps=steps, tokens=cost.tokens // cost.steps * steps, flops=cost.flops / cost.steps * steps
-    )
-    overrides = {**planned.overrides, _STEPS: steps}
-    return _checked(planned._replace(overrides=overrides, cost=scaled))
+def _scaled(cost: Cost, flops: float) -> Cost:
+    """That of as many updates as cost so many FLOPs."""
+    steps = max(1, round(cost.steps * flops / cost.flops))
+    tokens, of_one = cost.tokens // cost.steps, cost.flops / cost.steps
+    return cost._replace(steps=steps, tokens=tokens * steps, flops=of_one * steps)
 
 
 def _named(name: str, function, *arguments):
@@ -181,12 +205,14 @@ def _named(name: str, function, *arguments):
         raise UserError(f"{name}: {error}") from None
 
 
-def _parse(planned: Planned):
+def _parse(run: Run, overrides: Mapping[str, Any]):
     """The config as the training command will read it."""
-    config = cli.parse(["train", *_config_words(planned)], "", {})["config"]
-    config_lib.validate(config)
+    words = ["train", *_words(run, overrides)]
+    config = _named(run.name, lambda: cli.parse(words, "", {})["config"])
+    _named(run.name, config_lib.validate, config)
     if "epoch" in str(config.train.steps):
-        raise UserError(f"config.train.steps={config.train.steps!r}: a sweep wants steps or tokens")
+        steps = config.train.steps
+        raise UserError(f"{run.name}: config.train.steps={steps!r}: a sweep wants steps or tokens")
     return config
 
 
@@ -199,16 +225,17 @@ def _check_overrides(runs: Sequence[Run], overrides: Mapping[str, str]) -> None:
             raise UserError(f"--config.{key}={overrides[key]}: the sweep varies it ({listed})")
 
 
-def _check_shared(planned: Sequence[Planned]) -> None:
+def _check_shared(runs: Sequence[Run], configs: Sequence[Any]) -> None:
     """One token store for all; one order of rows for all runs of the same repetition."""
-    for each in planned:
-        pair = next(other for other in planned if other.run.seed == each.run.seed)
-        for other, keys in ((planned[0], _store_keys), (pair, _order_keys)):
-            ours, theirs = keys(each.config), keys(other.config)
+    first = {}  # of each repetition
+    for run, config in zip(runs, configs, strict=True):
+        pair = first.setdefault(run.seed, (run, config))
+        for (other, like), keys in (((runs[0], configs[0]), _store_keys), (pair, _order_keys)):
+            ours, theirs = keys(config), keys(like)
             for key in ours:
                 if ours[key] != theirs[key]:
                     raise UserError(
-                        f"{other.name} and {each.name} would not see the same rows: "
+                        f"{other.name} and {run.name} would not see the same rows: "
                         f"config.{key}={theirs[key]!r} and {ours[key]!r}"
                     )
 
@@ -226,17 +253,17 @@ def _order_keys(config) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------- cost
 
 
-def _rehearse(planned: Sequence[Planned], share: Share) -> list[Cost]:
+def _rehearse(runs: Sequence[Run], configs: Sequence[Any], share: Share) -> list[Cost]:
     """The costs; configs that differ in seeds alone are looked at once.
 
     In a process of its own: it takes the devices, which the runs want.
     """
-    keys = [_key(each.config) for each in planned]
-    first = dict(reversed(list(zip(keys, planned, strict=True))))
-    items = [(each.name, config_lib.to_json(each.config)) for each in first.values()]
+    keys, items = [_key(config) for config in configs], {}
+    for key, run, config in zip(keys, runs, configs, strict=True):
+        items.setdefault(key, (run.name, config_lib.to_json(config)))
     with ProcessPoolExecutor(1, get_context("spawn"), _begin, (share, os.getcwd())) as pool:
-        costs = dict(zip(first, pool.submit(_costs, items).result(), strict=True))
-    return [costs[key] for key in keys]
+        costs = pool.submit(_costs, list(items.values())).result()
+    return [dict(zip(items, costs, strict=True))[key] for key in keys]
 
 
 def _key(config) -> str:

@@ -12,14 +12,19 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
+from experiments import question as question_lib
 from pretraining.errors import UserError
 from pretraining.files import write_atomically
 
 FILE = "sweep.json"
+_KINDS = {"question": str, "protocol": str, "overrides": dict, "tasks": str}
 
 
 def read(workdir: pathlib.Path) -> dict[str, Any] | None:
     """What the sweep in a folder is; None = there is none.
+
+    Returns:
+      {"question": folder as typed, "protocol", "overrides": {key: value as typed}, "tasks"}.
 
     Raises:
       UserError: the file is damaged.
@@ -28,20 +33,30 @@ def read(workdir: pathlib.Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text())
+        stored = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from None
+    for key, kind in _KINDS.items():
+        if not isinstance(stored, dict) or not isinstance(stored.get(key), kind):
+            raise UserError(f"{path} is damaged: it has no {key}")
+    return stored
 
 
-def check(workdir: pathlib.Path, sweep: Mapping[str, Any]) -> None:
-    """Refuses a folder that holds another sweep, naming the difference."""
-    stored = read(workdir) or sweep
+def agreed(workdir: pathlib.Path, sweep: Mapping[str, Any]) -> dict[str, Any]:
+    """The sweep that the folder holds or shall hold; that without tasks may be given them later.
+
+    Raises:
+      UserError: the folder holds another sweep; the difference is named.
+    """
+    stored = read(workdir) or dict(sweep)
     for key, value in sweep.items():
-        if stored.get(key) != value:
+        same = _place(stored[key]) == _place(value) if key == "question" else stored[key] == value
+        if not same and key != "tasks":
             raise UserError(
-                f"--workdir={workdir} holds another sweep: its {key} is {stored.get(key)!r}, "
+                f"--workdir={workdir} holds another sweep: its {key} is {stored[key]!r}, "
                 f"not {value!r}"
             )
+    return {**stored, "tasks": sweep["tasks"] or stored["tasks"]}
 
 
 @contextlib.contextmanager
@@ -59,13 +74,16 @@ def claim(workdir: pathlib.Path, sweep: Mapping[str, Any]) -> Iterator[int]:
             if not _lock(runs, fcntl.LOCK_NB):
                 print("waiting for the runs of an earlier start to end", file=sys.stderr)
                 _lock(runs)
-            check(workdir, sweep)
-            write_atomically(workdir / FILE, json.dumps(sweep, indent=1) + "\n")
+            write_atomically(workdir / FILE, json.dumps(agreed(workdir, sweep), indent=1) + "\n")
             yield runs.fileno()
     except OSError as error:
         if pathlib.Path(error.filename or "").parent != workdir and error.filename != str(workdir):
             raise
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+
+
+def _place(question: str) -> pathlib.Path:
+    return question_lib.locate(question).resolve()
 
 
 def _lock(file: IO, how: int = 0) -> bool:

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.planned import Planned
+from experiments.running.planned import Planned
+from pretraining import config as config_lib
 from pretraining import metrics, run_folder
 from pretraining.errors import UserError
 from pretraining.files import write_atomically
@@ -17,6 +18,7 @@ from pretraining.manifest import MANIFEST
 
 FILE = "runs.csv"
 WAITING, RUNNING, FAILED, DONE = "waiting", "running", "failed", "done"
+_STATUSES = (WAITING, RUNNING, FAILED, DONE)
 _TAIL = 1 << 16  # bytes at the end of metrics.jsonl that hold its last lines
 
 
@@ -71,8 +73,14 @@ def row(planned: Planned, metric: str, status: str | None) -> Row:
 
 
 def is_done(planned: Planned) -> bool:
-    """Whether the training has come to its end and the yardstick, if there is one, is written."""
-    return _is_trained(planned) and (not planned.yardstick or _yardstick(planned).is_file())
+    """Whether the training has come to its end and the yardstick, if there is one, is written.
+
+    That of the protocol's sample, and with tasks where tasks are asked for.
+    """
+    if not _is_trained(planned) or not planned.sample:
+        return _is_trained(planned)
+    found = _yardstick(planned)
+    return bool(found) and (not planned.tasks or bool(found["settings"]["tasks"]))
 
 
 def commands_left(planned: Planned, python: str = sys.executable) -> list[list[str]]:
@@ -84,7 +92,8 @@ def commands_left(planned: Planned, python: str = sys.executable) -> list[list[s
 
 def step(folder: pathlib.Path) -> int:
     """That of the last line of metrics.jsonl; 0 = there is none."""
-    return next((line["step"] for line in reversed(_last_lines(folder))), 0)
+    steps = (line["step"] for line in reversed(_last_lines(folder)) if "step" in line)
+    return next(steps, 0)
 
 
 def write(workdir: pathlib.Path, rows: Sequence[Row]) -> None:
@@ -96,32 +105,58 @@ def write(workdir: pathlib.Path, rows: Sequence[Row]) -> None:
 
 
 def read(workdir: pathlib.Path) -> dict[str, dict[str, str]]:
-    """{name: {column: text}}; {} = there is no such file."""
+    """{name: {column: text}}; {} = there is no such file.
+
+    Raises:
+      UserError: the file is damaged, or was edited so that it is no such table.
+    """
     path = workdir / FILE
     if not path.is_file():
         return {}
-    with open(path, newline="") as file:
-        return {line["name"]: line for line in csv.DictReader(file)}
+    try:
+        with open(path, newline="") as file:
+            lines = list(csv.DictReader(file, strict=True))
+        for number, line in enumerate(lines, 2):
+            if problem := _problem(line):
+                raise ValueError(f"line {number}: {problem}")
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path} is damaged: {error}; without it, it is written anew") from None
+    return {line["name"]: line for line in lines}
 
 
-def check_unchanged(before: Mapping[str, Mapping[str, str]], planned: Sequence[Planned]) -> None:
-    """Refuses to go on with a sweep whose question has been edited since.
+def check_unchanged(planned: Sequence[Planned]) -> None:
+    """Refuses to go on with a sweep whose question, or a recipe of it, has been edited since.
 
     Raises:
       UserError: a run that has begun would be another one now.
     """
     for each in planned:
-        row = before.get(each.name)
-        if row is None or not (each.folder / run_folder.CONFIG).exists():
+        # What a run takes over from the one that it starts with is known only to itself.
+        if not (each.folder / run_folder.CONFIG).exists() or each.config.init_from:
             continue
-        old = json.loads(row["overrides"]) | {"config": row["config"]}
-        new = json.loads(json.dumps(each.overrides)) | {"config": each.run.config}
-        if changed := [key for key in sorted(old | new) if old.get(key) != new.get(key)]:
-            key = changed[0]
+        now = config_lib.without_epochs(each.config)
+        changed = config_lib.differences(run_folder.stored_config(each.folder), now)
+        for key, change in changed.items():
             raise UserError(
-                f"{each.folder} holds a run of another sweep: {key} was {old.get(key)!r} and is "
-                f"{new.get(key)!r} now; take another --workdir"
+                f"{each.folder} holds a run of another sweep: {key}: {change}; "
+                "take another --workdir"
             )
+
+
+def _problem(line: Mapping[str | None, str]) -> str:
+    """Why it is not a row; "" = it is one."""
+    if tuple(line) != Row._fields or None in line.values():
+        return f"the columns are not {','.join(Row._fields)}"
+    for name in ("seed", "step", "steps"):
+        if not line[name].removeprefix("-").isdecimal():
+            return f"{name} is {line[name]!r}"
+    if line["status"] not in _STATUSES:
+        return f"status is {line['status']!r}"
+    try:
+        overrides = json.loads(line["overrides"])
+    except ValueError:
+        overrides = None
+    return "" if isinstance(overrides, dict) else f"overrides is {line['overrides']!r}"
 
 
 def _is_trained(planned: Planned) -> bool:
@@ -129,8 +164,11 @@ def _is_trained(planned: Planned) -> bool:
     return (checkpoints / str(planned.cost.steps) / MANIFEST).is_file()
 
 
-def _yardstick(planned: Planned) -> pathlib.Path:
-    return planned.folder / "evaluations" / f"{planned.cost.steps}-yardstick.json"
+def _yardstick(planned: Planned) -> dict[str, Any] | None:
+    """The evaluation that follows the training, as it was stored; None = there is none."""
+    name = f"{planned.cost.steps}-yardstick-{planned.sample}.json"
+    path = planned.folder / "evaluations" / name
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def _result(planned: Planned, metric: str) -> str:
@@ -138,8 +176,8 @@ def _result(planned: Planned, metric: str) -> str:
     if name == metric:
         lines: Sequence[Mapping[str, Any]] = metrics.read(planned.folder / metrics.FILE)
     else:
-        path = _yardstick(planned)
-        lines = [json.loads(path.read_text())["figures"]] if path.is_file() else []
+        found = _yardstick(planned)
+        lines = [found["figures"]] if found else []
     figures = [line[name] for line in lines if line.get(name) is not None]
     return f"{figures[-1]:.6g}" if figures else ""
 
@@ -158,4 +196,4 @@ def _last_lines(folder: pathlib.Path) -> list[dict]:
             lines.append(json.loads(line))
         except ValueError:  # cut at the beginning of the tail, or being written
             continue
-    return lines
+    return [line for line in lines if isinstance(line, dict)]

@@ -1,6 +1,6 @@
 """A process that a sweep starts: bound to its cores, and asked to end when the sweep is killed.
 
-    python -m experiments.child PARENT CORES COMMAND...
+    python -m experiments.running.child PARENT CORES COMMAND...
 
 becomes COMMAND. PARENT is the process id of the sweep, CORES "0,1" or "". On Linux the command gets
 SIGTERM, at which a training run saves, as soon as that process is gone, even by `kill -9`;

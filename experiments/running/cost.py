@@ -1,10 +1,9 @@
-"""What a sweep will take, before it starts: `--dry`."""
+"""What training will take, before a sweep starts: `--dry`."""
 
 from collections.abc import Sequence
 
-from experiments import table
-from experiments.planned import Planned
-from experiments.progress import duration
+from experiments.running import table
+from experiments.running.planned import Planned, duration
 from pretraining import metrics
 from pretraining.goodput import PREFIX
 
@@ -31,7 +30,9 @@ def describe(planned: Sequence[Planned], jobs: int) -> str:
         figures = f"{cost.steps:,}", f"{cost.tokens:,}", f"{cost.flops:.3g}", duration(left)
         lines.append((each.name, status, *figures))
     lines.append((f"{len(planned)} runs", "", "", f"{tokens:,}", f"{flops:.3g}", duration(seconds)))
-    at_once = f"About {duration(seconds / jobs)} with {jobs} at once: {source}."
+    yardsticks = sum(bool(each.sample) and not table.is_done(each) for each in planned)
+    without = f", and {yardsticks} yardsticks, which are not counted" if yardsticks else ""
+    at_once = f"About {duration(seconds / jobs)} with {jobs} at once{without}: {source}."
     return "\n".join([*_aligned(lines), at_once])
 
 
@@ -44,7 +45,7 @@ def _speed(planned: Sequence[Planned]) -> tuple[float, str]:
     peak = planned[0].cost.peak
     return ASSUMED_SHARE * peak, (
         f"no run is done yet, so {ASSUMED_SHARE:.0%} of the peak of {peak:.3g} FLOP/s is assumed, "
-        "and neither start nor yardstick is counted"
+        "and starts are not counted"
     )
 
 

@@ -1,0 +1,189 @@
+"""The runs of a sweep as tasks of SLURM, through submitit."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from experiments.running.launchers import Job, Snapshot
+from pretraining.errors import UserError
+from pretraining.files import write_atomically
+
+TASKS = "tasks.json"  # {name of a run: number of its task}, of the newest task
+_POLL_S = {"slurm": 5.0, "local": 0.5}
+_SAVING_S = 300  # between the signal before the end of a task's time and that end
+_STARTS = 1000  # of a task that has come to the end of its time
+
+
+def slurm(
+    jobs: Sequence[Job],
+    folder: pathlib.Path,
+    options: Mapping[str, Any],
+    environment: Mapping[str, str],
+    stop: Callable[[], Any],
+    cluster: str = "slurm",
+) -> Iterator[Snapshot]:
+    """One task of a job array for each run; a launcher as described in launchers.py.
+
+    A task that is preempted, or comes to the end of its time, saves and is queued again. Where an
+    earlier start was killed, its tasks are taken over.
+
+    Args:
+      folder: where submitit keeps its files.
+      options: of `submitit.AutoExecutor.update_parameters`, such as `slurm_partition`.
+      environment: further variables of the tasks.
+      stop: whether to cancel them now; SLURM then sends SIGTERM, at which they save.
+      cluster: as submitit calls it; "local" = processes of this machine.
+
+    Raises:
+      UserError: submitit or SLURM is not installed, or an option is unknown.
+    """
+    tasks = _attach(jobs, folder, cluster)
+    tasks |= _submit(
+        [j for j in jobs if j.name not in tasks], folder, options, environment, cluster
+    )
+    write_atomically(
+        folder / TASKS,
+        json.dumps(_known(folder) | {name: task.job_id for name, task in tasks.items()}),
+    )
+    cancelled = False
+    while True:
+        if stop() and not cancelled:
+            cancelled = True
+            for task in tasks.values():
+                task.cancel(check=False)
+        done = {name for name, task in tasks.items() if task.done()}
+        running = {name for name in tasks.keys() - done if tasks[name].state == "RUNNING"}
+        yield {name: _status(tasks[name], cancelled) for name in done} | dict.fromkeys(running)
+        if len(done) == len(tasks):
+            return
+        time.sleep(_POLL_S[cluster])
+
+
+def parse_options(text: str | None) -> dict[str, Any]:
+    """The parameters of "partition=gpu,time=60".
+
+    Raises:
+      UserError: it is not of that form, or has no time, without which submitit takes 5 minutes.
+    """
+    found: dict[str, Any] = {}
+    for part in filter(None, (text or "").split(",")):
+        name, equals, value = part.partition("=")
+        if not (name.isidentifier() and equals and value):
+            raise UserError(f"--slurm={text}: expected e.g. --slurm=partition=gpu,time=60")
+        found[f"slurm_{name}"] = int(value) if value.isdecimal() else value
+    if not isinstance(found.get("slurm_time"), int):
+        raise UserError(f"--slurm={text or ''}: the minutes of a task are missing, time=60")
+    return {"slurm_signal_delay_s": _SAVING_S, **found}
+
+
+class Work:
+    """What a task does: the commands one after the other.
+
+    A command gets SIGTERM, at which it saves, when submitit is told that the time is up.
+    """
+
+    def __init__(self, job: Job, environment: Mapping[str, str]):
+        self._job, self._environment = job, dict(environment)
+        self._process: subprocess.Popen | None = None
+
+    def __call__(self) -> int:
+        """The last exit status."""
+        os.environ.update(self._environment)
+        status = 0
+        with open(self._job.log, "a") as log:
+            for words in self._job.commands:
+                log.write(f"$ {shlex.join(words)}\n")
+                log.flush()
+                status = self._wait(words, log)
+                if status:
+                    break
+        return status
+
+    def checkpoint(self):
+        """Called by submitit in its signal handler: saves; what is queued for the next time."""
+        self._end()
+        return _submitit().helpers.DelayedSubmission(Work(self._job, self._environment))
+
+    def _wait(self, words: Sequence[str], log) -> int:
+        self._process = subprocess.Popen(
+            words, stdout=log, stderr=subprocess.STDOUT, preexec_fn=_ignore_warnings
+        )
+        try:
+            # Not `wait`: it holds a lock, and what happens in the signal handler must not need it.
+            while (status := self._process.poll()) is None:
+                time.sleep(0.2)
+        finally:
+            self._end()
+        return status
+
+    def _end(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(ChildProcessError):  # `poll` was faster
+                os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+
+
+def _ignore_warnings() -> None:
+    """SLURM sends the signal that announces the end to all processes of a task."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _known(folder: pathlib.Path) -> dict[str, str]:
+    path = folder / TASKS
+    try:
+        return json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def _attach(jobs: Sequence[Job], folder: pathlib.Path, cluster: str) -> dict[str, Any]:
+    """The tasks of an earlier start that have not come to their end."""
+    submitit, known = _submitit(), _known(folder)
+    kind = {"slurm": submitit.SlurmJob, "local": submitit.LocalJob}[cluster]
+    found = {j.name: kind(folder, known[j.name]) for j in jobs if j.name in known}
+    return {name: task for name, task in found.items() if not task.done(force_check=True)}
+
+
+def _submit(
+    jobs: Sequence[Job],
+    folder: pathlib.Path,
+    options: Mapping[str, Any],
+    environment: Mapping[str, str],
+    cluster: str,
+) -> dict[str, Any]:
+    if not jobs:
+        return {}
+    try:
+        executor = _submitit().AutoExecutor(
+            folder=folder, cluster=cluster, slurm_max_num_timeout=_STARTS
+        )
+        executor.update_parameters(**options)
+        with executor.batch():
+            return {job.name: executor.submit(Work(job, environment)) for job in jobs}
+    except (RuntimeError, NameError, TypeError, ValueError, OSError) as error:
+        raise UserError(f"--launcher=slurm: {str(error).splitlines()[0]}") from None
+
+
+def _submitit():
+    try:
+        import submitit
+    except ImportError:
+        raise UserError(
+            "--launcher=slurm needs the package submitit: pip install -e '.[slurm]'"
+        ) from None
+    return submitit
+
+
+def _status(task, cancelled: bool) -> int:
+    """Its exit status; 1 where the task itself came to nothing (cancelled, timed out)."""
+    if cancelled and not task.paths.result_pickle.exists():  # which submitit would wait for
+        return 1
+    return 1 if task.exception() is not None else task.result()
