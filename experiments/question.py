@@ -15,11 +15,13 @@ import pathlib
 import re
 import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
+from pretraining import config as config_lib
 from pretraining.errors import UserError
 
 FILE = "sweep.py"
+Better = Literal["lower", "higher"]
 
 
 class Run(NamedTuple):
@@ -97,7 +99,7 @@ class Figure(NamedTuple):
 
     metric: str
     title: str
-    better: Literal["lower", "higher"]
+    better: Better
     knob: str = ""
     series: Mapping[str, Mapping[str, Any]] = {}
     published: tuple[Published, ...] = ()
@@ -228,6 +230,7 @@ def runs(question: Question, protocol: str) -> list[Run]:
         raise UserError(f"{where} no run is of the BASELINE {question.baseline!r}")
     if question.contrasts:
         _check_contrasts(question)
+    _check_figures(question, found[0].config)
     return found
 
 
@@ -241,6 +244,18 @@ def contrasts(question: Question, variants: Collection[str]) -> dict[str, str]:
         others = [name for name in dict.fromkeys(variants) if name != question.baseline]
         return dict.fromkeys(others, question.baseline) if question.baseline in variants else {}
     return {one: other for one, other in question.contrasts.items() if {one, other} <= {*variants}}
+
+
+def plan_of(question: Question) -> dict[str, Any]:
+    """What decides: {"baseline", "contrasts", "metric", "better"}, which a sweep keeps from its
+    beginning, so that nobody changes it after the results unnoticed."""
+    first = question.figures[0]
+    return {
+        "baseline": question.baseline,
+        "contrasts": dict(question.contrasts),
+        "metric": first.metric,
+        "better": first.better,
+    }
 
 
 def _made(question: Question, protocol: str) -> list[Run]:
@@ -269,6 +284,18 @@ def _check_contrasts(question: Question) -> None:
             )
         if one == other:
             raise UserError(f"{question.folder / FILE}: CONTRASTS has {one!r} against itself")
+
+
+def _check_figures(question: Question, recipe: str) -> None:
+    """Args: a recipe of the question, whose keys the knobs are of."""
+    for figure in question.figures:
+        where = f"{question.folder / FILE}: Figure({figure.metric!r}, ...):"
+        if figure.better not in get_args(Better):
+            raise UserError(f"{where} better is {figure.better!r}, not {get_args(Better)}")
+        known = config_lib.flatten(config_lib.load(recipe)) if figure.knob else {}
+        if figure.knob and figure.knob not in known:
+            nearest = config_lib.nearest(figure.knob, known)
+            raise UserError(f"{where} the knob {figure.knob!r} is no config key{nearest}")
 
 
 def _is_mapping(value: Any, kind: type, empty: bool = False) -> bool:
@@ -311,4 +338,5 @@ def _execute(path: pathlib.Path):
 def _told(path: pathlib.Path, error: Exception) -> str:
     line = traceback.extract_tb(error.__traceback__)[-1]
     first = str(error).split("\n")[0]
-    return f"{path}: {type(error).__name__}: {first} ({line.filename} line {line.lineno})"
+    where = "" if isinstance(error, SyntaxError) else f" ({line.filename} line {line.lineno})"
+    return f"{path}: {type(error).__name__}: {first}{where}"

@@ -4,8 +4,8 @@
     python -m experiments.run experiments/masking_ratio --workdir=runs/masking_ratio --jobs=2
 
 Running the same line again runs what is missing or failed, and nothing else; a run that was stopped
-or killed goes on from its last checkpoint, bit for bit. With --tasks, which may be added later (and
-need not be repeated), the yardstick has the figures of those tasks.
+or killed goes on from its last checkpoint, bit for bit. With --tasks, which may be added or changed
+later (and need not be repeated), the yardstick has the figures of those tasks.
 
 In the folder: sweep.json, runs.csv (the table), runs/<name>/ (ordinary run folders),
 logs/<name>.log. Exit status: 0 when all runs are done, 1 when one failed, 130 and 143 after SIGINT
@@ -54,13 +54,14 @@ def main(
     count = cli.number("jobs", jobs, None, at_least=1)
     options = _check_options(launcher, slurm)
     folder = pathlib.Path(workdir)
+    asked = question_lib.load(question)
     sweep = {
         "question": str(pathlib.Path(question)),
         "protocol": protocol,
         "overrides": dict(overrides),
         "tasks": tasks or "",
+        "planned": question_lib.plan_of(asked),
     }
-    asked = question_lib.load(question)
     tasks = claim.agreed(folder, sweep)["tasks"]
     if tasks and not pathlib.Path(tasks).is_dir():
         raise UserError(f"--tasks={tasks}: there is no such folder")
@@ -72,7 +73,7 @@ def main(
         print(cost_lib.describe([p for p in planned if p.name in chosen], len(shares)))
         return 0
     with claim.claim(folder, sweep) as held, _signals() as received:
-        state = Sweep(folder, planned, asked.figures[0].metric)
+        state = Sweep(folder, planned, asked.figures[0].metric, chosen)
         missing = [p for p in planned if p.name in chosen and not table.is_done(p)]
         if launcher == "print":
             for each in missing:
@@ -104,13 +105,16 @@ def _check_options(launcher: str, parameters: str | None) -> dict[str, Any]:
 
 
 def _environment(folder: pathlib.Path) -> dict[str, str]:
-    """That of all runs: one cache of compiled programs, which runs that differ in seeds share."""
+    """Variables that runs get beside their own.
+
+    One cache of compiled programs, which runs that differ in seeds share, unless the user has one.
+    """
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(folder.absolute() / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    return cache | os.environ
+    return {name: value for name, value in cache.items() if name not in os.environ}
 
 
 def _prepare(

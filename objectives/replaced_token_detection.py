@@ -133,10 +133,17 @@ def build(config, vocabulary) -> Objective:
         hugging_face=electra.hugging_face(networks),
         summary=base.first_vector,
         family=_FAMILIES[objective.generator],
-        score_kind="energy" if objective.discriminator == "electric" else "detection",
+        score_kind=_score_kind(objective.discriminator),
         predictor="generator",
         token_term="" if networks.generator_config is None else "generator",
     )
+
+
+def _score_kind(discriminator: str) -> str:
+    """What `_score` gives: of a discriminator that predicts tokens, those that it has read."""
+    if discriminator in detection.PREDICTING:
+        return "reconstruction"
+    return "energy" if discriminator == "electric" else "detection"
 
 
 def _networks(config, vocabulary):

@@ -129,7 +129,7 @@ def _parse_flags(values: flags.FlagValues, argv: list[str]) -> tuple[str | None,
             _check_overrides(config_lib.load(chosen), argv)
         rest = values(argv)
     except flags.Error as error:
-        raise UserError(str(error).split("\n")[0]) from None
+        raise UserError(str(error).split("\n")[0] + "; see --help") from None
     return chosen, rest[1:]
 
 

@@ -13,18 +13,20 @@ from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 from experiments import question as question_lib
+from pretraining import run_folder
 from pretraining.errors import UserError
 from pretraining.files import write_atomically
 
 FILE = "sweep.json"
-_KINDS = {"question": str, "protocol": str, "overrides": dict, "tasks": str}
+_KINDS = {"question": str, "protocol": str, "overrides": dict, "tasks": str, "planned": dict}
 
 
 def read(workdir: pathlib.Path) -> dict[str, Any] | None:
     """What the sweep in a folder is; None = there is none.
 
     Returns:
-      {"question": folder as typed, "protocol", "overrides": {key: value as typed}, "tasks"}.
+      {"question": folder as typed, "protocol", "overrides": {key: value as typed}, "tasks",
+      "planned": see `question.plan_of`}.
 
     Raises:
       UserError: the file is damaged.
@@ -45,18 +47,30 @@ def read(workdir: pathlib.Path) -> dict[str, Any] | None:
 def agreed(workdir: pathlib.Path, sweep: Mapping[str, Any]) -> dict[str, Any]:
     """The sweep that the folder holds or shall hold; that without tasks may be given them later.
 
+    A sweep of which no run has begun gives way to another.
+
     Raises:
-      UserError: the folder holds another sweep; the difference is named.
+      UserError: the folder holds another sweep, the difference is named, or is that of a run.
     """
-    stored = read(workdir) or dict(sweep)
-    for key, value in sweep.items():
-        same = _place(stored[key]) == _place(value) if key == "question" else stored[key] == value
-        if not same and key != "tasks":
-            raise UserError(
-                f"--workdir={workdir} holds another sweep: its {key} is {stored[key]!r}, "
-                f"not {value!r}"
-            )
+    if (workdir / run_folder.CONFIG).exists():
+        raise UserError(f"--workdir={workdir} is the folder of a run: a sweep wants its own")
+    stored = read(workdir)
+    if not stored or not any(workdir.glob(f"runs/*/{run_folder.CONFIG}")):
+        return dict(sweep)
+    told = [_difference(key, stored[key], sweep[key]) for key in sweep if key != "tasks"]
+    if any(told):
+        listed = "; ".join(filter(None, told))
+        raise UserError(f"--workdir={workdir} holds another sweep: {listed}")
     return {**stored, "tasks": sweep["tasks"] or stored["tasks"]}
+
+
+def _difference(key: str, old: Any, new: Any) -> str:
+    """What has changed; of dicts, in which of their keys."""
+    if isinstance(old, dict):
+        both = {name: (old.get(name), new.get(name)) for name in {**old, **new}}
+        return "; ".join(f"{name}: {a!r} -> {b!r}" for name, (a, b) in both.items() if a != b)
+    same = _place(old) == _place(new) if key == "question" else old == new
+    return "" if same else f"{key}: {old!r} -> {new!r}"
 
 
 @contextlib.contextmanager

@@ -23,10 +23,10 @@ def describe(planned: Sequence[Planned], jobs: int) -> str:
     lines = [("run", "status", "steps", "tokens", "FLOPs", "time")]
     seconds, flops, tokens = 0.0, 0.0, 0
     for each in planned:
-        done, cost = table.is_done(each), each.cost
-        left = 0.0 if done else cost.flops / speed
+        trained, cost = table.is_trained(each), each.cost
+        left = 0.0 if trained else cost.flops / speed
         seconds, flops, tokens = seconds + left, flops + cost.flops, tokens + cost.tokens
-        status = table.DONE if done else "to run"
+        status = table.DONE if table.is_done(each) else "yardstick left" if trained else "to run"
         figures = f"{cost.steps:,}", f"{cost.tokens:,}", f"{cost.flops:.3g}", duration(left)
         lines.append((each.name, status, *figures))
     lines.append((f"{len(planned)} runs", "", "", f"{tokens:,}", f"{flops:.3g}", duration(seconds)))
@@ -38,14 +38,15 @@ def describe(planned: Sequence[Planned], jobs: int) -> str:
 
 def _speed(planned: Sequence[Planned]) -> tuple[float, str]:
     """FLOP/s of one run, and where that comes from."""
-    done = [each for each in planned if table.is_done(each)]
-    seconds = sum(_seconds(each) for each in done)
+    trained = [each for each in planned if table.is_trained(each)]
+    seconds = sum(_seconds(each) for each in trained)
     if seconds:
-        return sum(each.cost.flops for each in done) / seconds, f"the {len(done)} runs done so far"
+        flops = sum(each.cost.flops for each in trained)
+        return flops / seconds, f"by the {len(trained)} runs trained so far"
     peak = planned[0].cost.peak
     return ASSUMED_SHARE * peak, (
-        f"no run is done yet, so {ASSUMED_SHARE:.0%} of the peak of {peak:.3g} FLOP/s is assumed, "
-        "and starts are not counted"
+        f"no run is trained yet, so {ASSUMED_SHARE:.0%} of the peak of {peak:.3g} FLOP/s, measured "
+        "now, is assumed; starts are not counted"
     )
 
 

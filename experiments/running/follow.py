@@ -15,6 +15,7 @@ from experiments.running.launchers import Snapshot
 from experiments.running.planned import Planned, duration
 from experiments.running.table import DONE, FAILED, RUNNING, WAITING, Row
 
+BEGUN = "begun"  # of those that wait, in a summary
 _LOG_LINES = 15
 _TABLE_EVERY_S = _LINE_EVERY_S = 30.0
 
@@ -22,12 +23,23 @@ _TABLE_EVERY_S = _LINE_EVERY_S = 30.0
 class Sweep:
     """The table of a sweep, kept up to date; written at once."""
 
-    def __init__(self, workdir: pathlib.Path, planned: Sequence[Planned], metric: str):
-        """Args: `metric` of the column `result`."""
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        planned: Sequence[Planned],
+        metric: str,
+        chosen: Collection[str],
+    ):
+        """Begins it anew; of an earlier start is kept which runs failed that are not chosen now.
+
+        Args:
+          metric: of the column `result`.
+          chosen: names of the runs that this start is about.
+        """
         self._workdir, self._metric = workdir, metric
         self._planned = {each.name: each for each in planned}
         before = table.read(workdir)
-        kept = {name for name, row in before.items() if row["status"] == FAILED}
+        kept = {name for name, row in before.items() if row["status"] == FAILED} - set(chosen)
         self._rows = {
             each.name: table.row(each, metric, FAILED if each.name in kept else WAITING)
             for each in planned
@@ -66,8 +78,11 @@ class Sweep:
 
     def summary(self, names: Collection[str]) -> str:
         """How the named runs stand, one line."""
-        counts = collections.Counter(self._rows[name].status for name in names)
-        text = ", ".join(f"{counts[s]} {s}" for s in (DONE, FAILED, WAITING) if counts[s])
+        rows = [self._rows[name] for name in names]
+        counts = collections.Counter(
+            BEGUN if row.status == WAITING and row.step else row.status for row in rows
+        )
+        text = ", ".join(f"{counts[s]} {s}" for s in (DONE, FAILED, BEGUN, WAITING) if counts[s])
         failed = self.failed(names)
         return f"{len(names)} runs: {text}" + (f" ({', '.join(failed)})" if failed else "")
 

@@ -57,7 +57,7 @@ def local(
     """As many at once as there are shares.
 
     Args:
-      environment: of the runs.
+      environment: variables of the runs beside those of this process.
       held: a file descriptor that they inherit.
       stop: whether to end now.
     """
@@ -92,7 +92,7 @@ def start(
     wrapper = [sys.executable, "-m", "experiments.running.child", str(os.getpid()), cores]
     return subprocess.Popen(
         [*wrapper, *words],
-        env={**environment, **share.environment},
+        env={**os.environ, **environment, **share.environment},
         pass_fds=(held,),
         process_group=0,  # Ctrl-C reaches it through `stop` alone, and once
         **files,

@@ -33,6 +33,7 @@ class Planned(NamedTuple):
       config: checked, with everything overridden.
       sample: of the yardstick that follows the training; "" = none follows.
       tasks: folder of the yardstick's tasks; "" = without tasks.
+      digests: of the files of these tasks, see `pretraining.yardstick.tasks.Tasks`.
       cost: see `Cost`.
     """
 
@@ -42,6 +43,7 @@ class Planned(NamedTuple):
     config: Any
     sample: str
     tasks: str
+    digests: Mapping[str, str]
     cost: "Cost"
 
     @property
@@ -97,13 +99,15 @@ def plan(
 
     Raises:
       UserError: a config that would be refused, named by its run; runs that do not share one token
-        store or the order of its rows; an override of what the sweep varies.
+        store or the order of its rows; an override of what the sweep varies; files of tasks that
+        cannot be read.
     """
     runs = question_lib.runs(question, protocol)
     _check_overrides(runs, overrides)
     sample = question.protocols[protocol].yardstick
     if tasks and not sample:
         raise UserError(f"--tasks={tasks}: protocol {protocol} has no yardstick")
+    digests = _digests(tasks, sample) if tasks else {}
     typed = [{**_with_steps(run, runs).overrides, **overrides} for run in runs]
     configs = [_parse(run, own) for run, own in zip(runs, typed, strict=True)]
     _check_shared(runs, configs)
@@ -120,7 +124,7 @@ def plan(
         flat = config_lib.flatten(config)
         parsed = {key: flat[key] for key in own}
         folder = workdir / "runs" / run.name
-        found.append(Planned(run, parsed, folder, config, sample, tasks, cost))
+        found.append(Planned(run, parsed, folder, config, sample, tasks, digests, cost))
     return found
 
 
@@ -170,6 +174,12 @@ def _words(run: Run, overrides: Mapping[str, Any]) -> list[str]:
 
 
 # -------------------------------------------------------------------------------------- checking
+
+
+def _digests(folder: str, sample: str) -> dict[str, str]:
+    from pretraining.yardstick import tasks
+
+    return tasks.read(pathlib.Path(folder), tasks.SAMPLES[sample]).digests
 
 
 def _with_steps(run: Run, runs: Sequence[Run]) -> Run:

@@ -15,7 +15,7 @@ from experiments.running.launchers import Job, Snapshot
 from pretraining.errors import UserError
 from pretraining.files import write_atomically
 
-TASKS = "tasks.json"  # {name of a run: number of its task}, of the newest task
+TASKS = "tasks.json"  # {name of a run: {"id": number, "commands"}}, of the newest task
 _POLL_S = {"slurm": 5.0, "local": 0.5}
 _SAVING_S = 300  # between the signal before the end of a task's time and that end
 _STARTS = 1000  # of a task that has come to the end of its time
@@ -32,12 +32,12 @@ def slurm(
     """One task of a job array for each run; a launcher as described in launchers.py.
 
     A task that is preempted, or comes to the end of its time, saves and is queued again. Where an
-    earlier start was killed, its tasks are taken over.
+    earlier start was killed, its tasks are taken over if they do what is asked for now.
 
     Args:
       folder: where submitit keeps its files.
       options: of `submitit.AutoExecutor.update_parameters`, such as `slurm_partition`.
-      environment: further variables of the tasks.
+      environment: variables of the tasks where these have none of that name.
       stop: whether to cancel them now; SLURM then sends SIGTERM, at which they save.
       cluster: as submitit calls it; "local" = processes of this machine.
 
@@ -48,10 +48,8 @@ def slurm(
     tasks |= _submit(
         [j for j in jobs if j.name not in tasks], folder, options, environment, cluster
     )
-    write_atomically(
-        folder / TASKS,
-        json.dumps(_known(folder) | {name: task.job_id for name, task in tasks.items()}),
-    )
+    now = {j.name: {"id": tasks[j.name].job_id, "commands": _words(j)} for j in jobs}
+    write_atomically(folder / TASKS, json.dumps(_known(folder) | now))
     cancelled = False
     while True:
         if stop() and not cancelled:
@@ -95,7 +93,6 @@ class Work:
 
     def __call__(self) -> int:
         """The last exit status."""
-        os.environ.update(self._environment)
         status = 0
         with open(self._job.log, "a") as log:
             for words in self._job.commands:
@@ -113,7 +110,11 @@ class Work:
 
     def _wait(self, words: Sequence[str], log) -> int:
         self._process = subprocess.Popen(
-            words, stdout=log, stderr=subprocess.STDOUT, preexec_fn=_ignore_warnings
+            words,
+            env={**self._environment, **os.environ},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_ignore_warnings,
         )
         try:
             # Not `wait`: it holds a lock, and what happens in the signal handler must not need it.
@@ -136,20 +137,48 @@ def _ignore_warnings() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _known(folder: pathlib.Path) -> dict[str, str]:
+def _known(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     path = folder / TASKS
     try:
-        return json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        return {
+            name: {key: task[key] for key in ("id", "commands")} for name, task in known.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: {error}; without it, tasks are queued anew") from None
+
+
+def _words(job: Job) -> list[list[str]]:
+    return [list(words) for words in job.commands]
 
 
 def _attach(jobs: Sequence[Job], folder: pathlib.Path, cluster: str) -> dict[str, Any]:
-    """The tasks of an earlier start that have not come to their end."""
+    """The tasks of an earlier start that have not ended and end with the commands of their job.
+
+    Any other that has not ended is cancelled, and waited for: it writes to the folder of its run.
+    """
     submitit, known = _submitit(), _known(folder)
     kind = {"slurm": submitit.SlurmJob, "local": submitit.LocalJob}[cluster]
-    found = {j.name: kind(folder, known[j.name]) for j in jobs if j.name in known}
-    return {name: task for name, task in found.items() if not task.done(force_check=True)}
+    found = {j.name: kind(folder, known[j.name]["id"]) for j in jobs if j.name in known}
+    same = {j.name for j in jobs if j.name in known and _ends_with(known[j.name]["commands"], j)}
+    kept = {name: task for name, task in found.items() if _goes_on(task) and name in same}
+    # One that SLURM does not know is cancelled as well: it may not know it yet.
+    others = [task for name, task in found.items() if name not in kept and not task.done()]
+    for task in others:
+        task.cancel(check=False)
+    while any(map(_goes_on, others)):
+        time.sleep(_POLL_S[cluster])
+    return kept
+
+
+def _goes_on(task) -> bool:
+    """False as well where SLURM has forgotten the task, or never knew it."""
+    return not task.done(force_check=True) and task.state != "UNKNOWN"
+
+
+def _ends_with(commands: Sequence[Sequence[str]], job: Job) -> bool:
+    """Commands that are no longer left, because a task has given them, may stand before."""
+    return commands[-len(job.commands) :] == _words(job)
 
 
 def _submit(

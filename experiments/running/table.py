@@ -73,21 +73,21 @@ def row(planned: Planned, metric: str, status: str | None) -> Row:
 
 
 def is_done(planned: Planned) -> bool:
-    """Whether the training has come to its end and the yardstick, if there is one, is written.
+    """Whether the training has come to its end and the yardstick, if there is one, is written."""
+    return is_trained(planned) and (not planned.sample or _yardstick(planned) is not None)
 
-    That of the protocol's sample, and with tasks where tasks are asked for.
-    """
-    if not _is_trained(planned) or not planned.sample:
-        return _is_trained(planned)
-    found = _yardstick(planned)
-    return bool(found) and (not planned.tasks or bool(found["settings"]["tasks"]))
+
+def is_trained(planned: Planned) -> bool:
+    """Whether the training has come to its end."""
+    checkpoints = planned.folder / run_folder.CHECKPOINTS
+    return (checkpoints / str(planned.cost.steps) / MANIFEST).is_file()
 
 
 def commands_left(planned: Planned, python: str = sys.executable) -> list[list[str]]:
     """The commands of a run that are still to be given."""
     if is_done(planned):
         return []
-    return planned.commands(python)[1 if _is_trained(planned) else 0 :]
+    return planned.commands(python)[1 if is_trained(planned) else 0 :]
 
 
 def step(folder: pathlib.Path) -> int:
@@ -159,16 +159,22 @@ def _problem(line: Mapping[str | None, str]) -> str:
     return "" if isinstance(overrides, dict) else f"overrides is {line['overrides']!r}"
 
 
-def _is_trained(planned: Planned) -> bool:
-    checkpoints = planned.folder / run_folder.CHECKPOINTS
-    return (checkpoints / str(planned.cost.steps) / MANIFEST).is_file()
-
-
 def _yardstick(planned: Planned) -> dict[str, Any] | None:
-    """The evaluation that follows the training, as it was stored; None = there is none."""
+    """The figures of the evaluation that follows the training; None = it is still to be done.
+
+    It is that of the protocol's sample and of today's `PROTOCOL`, and has seen the files of all
+    tasks that are asked for.
+    """
+    from pretraining.yardstick import suite
+
     name = f"{planned.cost.steps}-yardstick-{planned.sample}.json"
-    path = planned.folder / "evaluations" / name
-    return json.loads(path.read_text()) if path.is_file() else None
+    try:
+        stored = json.loads((planned.folder / "evaluations" / name).read_text())
+        settings, figures = stored["settings"], dict(stored["figures"])
+        complete = planned.digests.items() <= settings["tasks"].items()
+        return figures if complete and settings["protocol"] == suite.PROTOCOL else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # there is none, or it is damaged
 
 
 def _result(planned: Planned, metric: str) -> str:
@@ -177,7 +183,7 @@ def _result(planned: Planned, metric: str) -> str:
         lines: Sequence[Mapping[str, Any]] = metrics.read(planned.folder / metrics.FILE)
     else:
         found = _yardstick(planned)
-        lines = [found["figures"]] if found else []
+        lines = [found] if found else []
     figures = [line[name] for line in lines if line.get(name) is not None]
     return f"{figures[-1]:.6g}" if figures else ""
 

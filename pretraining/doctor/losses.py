@@ -181,8 +181,9 @@ def overfitting(record: Record) -> Finding | None:
             "training that is made easier on the way (knobs)",
         )
         advice = ("a look at both texts", "python -m pretraining.show --workdir=...")
-    causes = (*_evaluated_otherwise(record), *causes)
-    return Finding("overfitting", "warning", text, figures, causes, advice)
+    otherwise = _evaluated_otherwise(record)
+    severity = "note" if otherwise else "warning"
+    return Finding("overfitting", severity, text, figures, (*otherwise, *causes), advice)
 
 
 def _evaluated_otherwise(record: Record) -> tuple[str, ...]:
@@ -224,13 +225,14 @@ def gap(record: Record) -> Finding | None:
     text = f"validation minus training {gaps[-1]:+.2f} nats, {gaps[0]:+.2f} at the first evaluation"
     if growth <= 0.3:
         return Finding("train-validation gap", "ok", text, figures)
+    otherwise = _evaluated_otherwise(record)
     return Finding(
         "train-validation gap",
-        "warning",
+        "note" if otherwise else "warning",
         text + f", after {_epochs(record):.1f} epochs",
         figures,
         (
-            *_evaluated_otherwise(record),
+            *otherwise,
             "the training text is being learned by heart",
             "an answer that leaks in training, but not in evaluation",
             "validation text of another kind",

@@ -11,6 +11,7 @@ The last two, of the files in --tasks (see tasks.py), compare runs of any object
 import dataclasses
 import json
 import pathlib
+import statistics
 import sys
 from typing import Any
 
@@ -89,19 +90,21 @@ def merge(path: pathlib.Path, new: dict[str, Any]) -> dict[str, Any]:
     """What is to be stored at `path`: the new evaluation and what only the older one there has.
 
     The older one gives way as a whole, and a line says so, where a setting that both have differs:
-    other task files, another protocol.
+    other task files, another protocol. `probe/average` is there as soon as its parts are, whichever
+    evaluation they come from.
     """
     if not path.exists():
         return new
+    parts, ours = ("tasks", "cut"), new["settings"]
+    flat = lambda x: {k: v for k, v in x.items() if k not in parts} | x["tasks"] | x["cut"]
+    now = flat(ours)
     try:
         old = json.loads(path.read_text())
-        settings, ours = old["settings"], new["settings"]
-    except (ValueError, TypeError, KeyError):
+        settings, figures, left_out = old["settings"], dict(old["figures"]), set(old["left_out"])
+        before = flat(settings)
+    except (ValueError, TypeError, KeyError, AttributeError):
         print(f"{path} is replaced: it is damaged", file=sys.stderr)
         return new
-    parts = ("tasks", "cut")
-    flat = lambda x: {k: v for k, v in x.items() if k not in parts} | x["tasks"] | x["cut"]
-    before, now = flat(settings), flat(ours)
     other = sorted(key for key in before.keys() & now.keys() if before[key] != now[key])
     if other:
         print(f"{path} is replaced: other settings ({', '.join(other)})", file=sys.stderr)
@@ -109,9 +112,16 @@ def merge(path: pathlib.Path, new: dict[str, Any]) -> dict[str, Any]:
     joined = {part: settings[part] | ours[part] for part in parts}
     return new | {
         "settings": ours | joined,
-        "figures": old["figures"] | new["figures"],
-        "left_out": [name for name in new["left_out"] if name in old["left_out"]],
+        "figures": _with_average(figures | new["figures"]),
+        "left_out": [name for name in new["left_out"] if name in left_out],
     }
+
+
+def _with_average(figures: dict[str, float]) -> dict[str, float]:
+    parts = [f"probe/{name}" for name in probe.AVERAGED]
+    if not set(parts) <= set(figures):
+        return figures
+    return figures | {"probe/average": statistics.fmean(figures[name] for name in parts)}
 
 
 def _of_tasks(run, found: tasks.Tasks) -> tuple[dict[str, float], dict[str, int]]:

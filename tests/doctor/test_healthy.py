@@ -86,6 +86,15 @@ def harder() -> doctor.Record:
     return record
 
 
+def masked_alone() -> doctor.Record:
+    """Trained with [MASK] alone, evaluated at 80/10/10, at which it becomes ever worse."""
+    evaluated = lambda step: falling(step) + step / 1000
+    record = edited(losses(falling, evaluated))
+    for line in record.lines:
+        line["train/knobs/mask_fraction"] = 1.0
+    return dataclasses.replace(record, evaluation_knobs={"mask_fraction": 0.8})
+
+
 # A run: {check: severity} of all that is not in order, the missing reference apart.
 HEALTHY = {
     "as it ought to be": (healthy(), {}),
@@ -102,6 +111,10 @@ HEALTHY = {
     "20 epochs": (dataclasses.replace(healthy(), counts=np.full(V, 100)), {"epochs": "note"}),
     "rarely logged": (rarely_logged(), {}),
     "harder and harder": (harder(), {}),
+    "[MASK] alone": (
+        masked_alone(),
+        {"overfitting": "note", "train-validation gap": "note"},
+    ),
     "pre-norm without warm-up": (
         edited(nothing, optimizer__warmup=0, model__norm_order="pre"),
         {"warm-up": "note"},

@@ -3,6 +3,7 @@
 python -m tests.experiments.fake QUESTION WORKDIR JOBS
 """
 
+import json
 import pathlib
 import sys
 
@@ -11,6 +12,7 @@ from experiments.running import planned
 from experiments.running.planned import Cost, Planned
 from pretraining import config as config_lib
 from pretraining.manifest import MANIFEST
+from pretraining.yardstick import suite
 
 STEPS = 8
 
@@ -58,13 +60,14 @@ place.mkdir(parents=True)
 (place / "{MANIFEST}").write_text("")
 """
 
-# Arguments: run folder, name of the file, tasks. Every start leaves a line in
-# <run folder>/measured.
-EVALUATION = """
+# Arguments: run folder, name of the file, folder of tasks and their digests. Every start leaves a
+# line in <run folder>/measured.
+EVALUATION = f"""
 import json, pathlib, sys
 folder, name, tasks = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 (folder / "evaluations").mkdir(exist_ok=True)
-stored = {"settings": {"tasks": {"blimp": tasks} if tasks else {}}, "figures": {}}
+settings = dict(protocol={suite.PROTOCOL}, tasks=json.loads(sys.argv[4]))
+stored = dict(settings=settings, figures=dict())
 (folder / "evaluations" / name).write_text(json.dumps(stored))
 with open(folder / "measured", "a") as file:
     print(tasks, file=file)
@@ -101,11 +104,12 @@ def install(set_attribute, behaviours: pathlib.Path) -> None:
         return path.read_text() if path.exists() else default
 
     def commands(each: Planned, python: str = sys.executable) -> list[list[str]]:
-        told = [str(STEPS), behaviour(each.name, "trains")]
         config = config_lib.to_json(config_lib.without_epochs(each.config))
-        train = [python, "-c", TRAINING, str(each.folder), *told, config]
+        told = [str(each.folder), str(STEPS), behaviour(each.name, "trains"), config]
+        train = [python, "-c", TRAINING, *told]
         name = f"{STEPS}-yardstick-{each.sample}.json"
-        evaluate = [python, "-c", EVALUATION, str(each.folder), name, each.tasks]
+        told = [str(each.folder), name, each.tasks, json.dumps(each.digests)]
+        evaluate = [python, "-c", EVALUATION, *told]
         return [train, evaluate] if each.sample else [train]
 
     def preparation(each: Planned) -> list[str]:

@@ -1,8 +1,11 @@
 """Where runs go on: shares of a machine, SLURM (submitit's own stand-in for it)."""
 
+import itertools
 import os
+import pickle
 import shlex
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -76,18 +79,20 @@ def test_without_the_variable_nvidia_smi_counts(cores, monkeypatch, tmp_path):
     assert shown == ["0", "1"]
 
 
-def test_commands_follow_each_other_until_one_fails(tmp_path):
+def test_commands_follow_each_other_until_one_fails(tmp_path, monkeypatch):
+    monkeypatch.setenv("OWN", "own")
+    two = "import os; print('two', *map(os.getenv, ('WHICH', 'GIVEN', 'OWN')))"
     jobs = [
-        job(tmp_path, "good", "print('one')", "import os; print('two', os.environ['WHICH'])"),
+        job(tmp_path, "good", "print('one')", two),
         job(tmp_path, "bad", "import sys; sys.exit(3)", "print('never')"),
     ]
     shares = [machine.Share((), {"WHICH": "first"})]
     with open(tmp_path / "held", "w") as held:
-        environment = dict(os.environ)
+        environment = {"GIVEN": "yes"}
         *_, last = launchers.local(jobs, shares, environment, held.fileno(), lambda: False)
     assert last == {"good": 0, "bad": 3}
     first, one, second, two = (tmp_path / "good.log").read_text().splitlines()
-    assert (first[:2], one, second[:2], two) == ("$ ", "one", "$ ", "two first")
+    assert (first[:2], one, second[:2], two) == ("$ ", "one", "$ ", "two first yes own")
     assert "\nnever\n" not in (tmp_path / "bad.log").read_text()
 
 
@@ -116,6 +121,17 @@ def test_slurm_runs_every_job_as_a_task(tmp_path):
     assert "yes\n" in (tmp_path / "good.log").read_text()
     assert "\nthen\n" in (tmp_path / "good.log").read_text()
     assert "\nnever\n" not in (tmp_path / "bad.log").read_text()
+
+
+def test_a_task_keeps_its_own_variables(tmp_path):
+    """SLURM gives it GPUs and a number that are not those of the process that queued it."""
+    code = "import os; print(*map(os.getenv, ('CUDA_VISIBLE_DEVICES', 'GIVEN')))"
+    given = {"CUDA_VISIBLE_DEVICES": "of the sweep", "GIVEN": "yes"}
+    work = slurm.Work(job(tmp_path, "a", code), given)
+    task = [sys.executable, "-c", "import pickle, sys; sys.exit(pickle.load(sys.stdin.buffer)())"]
+    own = os.environ | {"CUDA_VISIBLE_DEVICES": "of the task"}
+    subprocess.run(task, input=pickle.dumps(work), env=own, cwd=running.ROOT, check=True)
+    assert (tmp_path / "a.log").read_text().splitlines()[-1] == "of the task yes"
 
 
 def test_slurm_tasks_are_cancelled(tmp_path):
@@ -190,19 +206,31 @@ def test_a_task_whose_time_is_up_saves_and_goes_on(tmp_path):
     assert len(begun(tmp_path)) == 2
 
 
-def test_the_tasks_of_a_start_that_was_killed_are_taken_over(tmp_path, monkeypatch):
-    submitit = pytest.importorskip("submitit")
-    first = run(tmp_path, [saving(tmp_path)], timeout_min=5)
+def start_elsewhere(tmp_path, monkeypatch, work, state):
+    """(snapshots of a task, numbers of those cancelled), as another process finds it."""
+    submitit, cancelled = pytest.importorskip("submitit"), []
+    first = run(tmp_path, [work], timeout_min=5)
     next(first)
     assert running.wait_for([], lambda: begun(tmp_path))
 
     class Elsewhere(submitit.LocalJob):  # a task of SLURM is known by its number alone
-        state = "RUNNING"
-
         def done(self, force_check=False):
+            if cancelled:  # it saves no sooner than somebody waits for it
+                (tmp_path / "release").touch()
             return self.paths.result_pickle.exists()
 
+        def cancel(self, check=True):
+            cancelled.append(self.job_id)
+
+    Elsewhere.state = state
     monkeypatch.setattr(submitit, "LocalJob", Elsewhere)
+    return first, cancelled
+
+
+def test_the_tasks_of_a_start_that_was_killed_are_taken_over(tmp_path, monkeypatch):
+    """A command that the task has given already need not be asked for again."""
+    with_more = saving(tmp_path)._replace(commands=[["true"], *saving(tmp_path).commands])
+    first, _ = start_elsewhere(tmp_path, monkeypatch, with_more, "RUNNING")
     snapshots = []
     for snapshot in run(tmp_path, [saving(tmp_path)], timeout_min=5):
         (tmp_path / "release").touch()
@@ -213,3 +241,26 @@ def test_the_tasks_of_a_start_that_was_killed_are_taken_over(tmp_path, monkeypat
     *_, last = run(tmp_path, [saving(tmp_path)], timeout_min=5)  # it has ended: a new task
     assert last == {"long": 0}
     assert len(begun(tmp_path)) == 2
+
+
+def test_a_task_that_does_something_else_is_cancelled_and_waited_for(tmp_path, monkeypatch):
+    first, cancelled = start_elsewhere(tmp_path, monkeypatch, saving(tmp_path), "RUNNING")
+    more = job(tmp_path, "long", f"import sys; sys.exit(not {results(tmp_path)})")
+    *_, last = itertools.islice(run(tmp_path, [more], timeout_min=5), 30)
+    (tmp_path / "release").touch()
+    assert last == {"long": 0}
+    assert list(first)[-1] == {"long": 0}
+    assert len(cancelled) == 1
+
+
+def test_a_task_that_slurm_does_not_know_is_queued_again(tmp_path, monkeypatch):
+    first, cancelled = start_elsewhere(tmp_path, monkeypatch, saving(tmp_path), "UNKNOWN")
+    *_, last = itertools.islice(run(tmp_path, [saving(tmp_path)], timeout_min=5), 30)
+    assert last == {"long": 0}
+    assert (len(cancelled), len(begun(tmp_path))) == (1, 2)
+    assert list(first)[-1] == {"long": 0}
+
+
+def results(tmp_path):
+    """An expression: the files in which tasks that have ended left their results."""
+    return f"list(__import__('pathlib').Path({str(tmp_path)!r}).glob('submitit/*_result.pkl'))"

@@ -5,6 +5,7 @@ import pytest
 from experiments import question as question_lib
 from experiments.question import Run
 from pretraining.errors import UserError
+from tests import running
 
 WHOLE = """'''Title.
 
@@ -96,6 +97,24 @@ def test_without_contrasts_everything_is_tested_against_the_baseline(tmp_path):
 def test_contrasts_of_variants_that_are_nowhere_are_refused(tmp_path, one, other, message):
     text = WHOLE + CONTRASTS.replace('"c": "b"', f"{one!r}: {other!r}").replace(', "b": "a"', "")
     question = question_lib.load(write(tmp_path, text=text))
+    with pytest.raises(UserError, match=message):
+        question_lib.runs(question, "tiny")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            "'smaller'",
+            r"Figure\('eval/loss', ...\): better is 'smaller', not \('lower', 'higher'\)",
+        ),
+        ("'lower', 'model.lyers'", "knob 'model.lyers' is no config key; .*'model.layers'"),
+    ],
+)
+def test_a_figure_that_could_not_be_drawn_is_refused(tmp_path, arguments, message):
+    recipe = running.ROOT / "configs/masked_lm.py"
+    text = WHOLE.replace('"lower"', arguments)
+    question = question_lib.load(write(tmp_path, f"[Run('a', 0, '{recipe}', {{}})]", text))
     with pytest.raises(UserError, match=message):
         question_lib.runs(question, "tiny")
 

@@ -6,6 +6,7 @@ The runs here only pretend to train (tests/experiments/fake.py); real ones: test
 import csv
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -82,6 +83,7 @@ def test_a_sweep_fills_its_table(go, tmp_path, capsys):
         "protocol": "tiny",
         "overrides": {},
         "tasks": "",
+        "planned": {"baseline": "a", "contrasts": {}, "metric": "eval/loss", "better": "lower"},
     }
 
 
@@ -144,7 +146,9 @@ def test_a_dry_start_writes_nothing(go, tmp_path, capsys):
     # 8e12 FLOPs at a quarter of 1e12 FLOP/s; three times that; in two at once
     assert second.split() == ["b-seed0", "to", "run", "8", "80", "8e+12", "32", "s"]
     assert total.split() == ["3", "runs", "240", "2.4e+13", "96", "s"]
-    assert estimate.startswith("About 48 s with 2 at once: no run is done yet, so 25% of the peak")
+    assert estimate.startswith(
+        "About 48 s with 2 at once: no run is trained yet, so 25% of the peak"
+    )
 
 
 # --------------------------------------------------------------------------------------- refusals
@@ -180,16 +184,37 @@ def test_mistakes_are_one_line_before_anything_is_written(go, tmp_path, options,
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"protocol": "other"}, "holds another sweep: its protocol is 'tiny', not 'other'"),
-        ({"overrides": {"train.batch_size": "8"}}, "its overrides is {}, not {'train.batch"),
+        ({"protocol": "other"}, "holds another sweep: protocol: 'tiny' -> 'other'"),
+        ({"overrides": {"train.batch_size": "8"}}, "another sweep: train.batch_size: None -> '8'"),
     ],
 )
 def test_two_sweeps_in_one_folder_are_refused(go, tmp_path, options, message):
-    assert go(launcher="print") == 0
+    assert go(only="a") == 0
     before = (tmp_path / "R/runs.csv").read_text()
     with pytest.raises(UserError, match=message):
         go(**options)
     assert (tmp_path / "R/runs.csv").read_text() == before
+
+
+def test_a_sweep_of_which_no_run_has_begun_gives_way(go, tmp_path):
+    assert go(launcher="print", overrides={"train.batch_size": "8"}) == 0
+    assert go(launcher="print") == 0
+    assert json.loads((tmp_path / "R/sweep.json").read_text())["overrides"] == {}
+
+
+def test_what_decides_may_not_change_any_more(go, question):
+    assert go(only="a") == 0
+    text = (question / "sweep.py").read_text()
+    (question / "sweep.py").write_text(text.replace("BASELINE = ", "BASELINE = 'b' or "))
+    with pytest.raises(UserError, match="another sweep: baseline: 'a' -> 'b'"):
+        go()
+
+
+def test_the_folder_of_a_run_is_refused(go, tmp_path):
+    (tmp_path / "R").mkdir()
+    (tmp_path / "R/config.json").write_text("{}")
+    with pytest.raises(UserError, match="R is the folder of a run: a sweep wants its own"):
+        go()
 
 
 def test_a_question_that_was_edited_is_refused(go, question, tmp_path):
@@ -222,19 +247,37 @@ def test_the_same_question_by_another_path_is_the_same_sweep(go, question, tmp_p
 
 
 def test_tasks_may_be_added_and_need_not_be_repeated(go, tmp_path):
-    """Only the evaluation runs again; and once the tasks are there, nothing does."""
-    (tmp_path / "tasks").mkdir()
+    """Only the evaluation runs again; and once its figures are of these tasks, nothing does."""
+    some, other = (str(tmp_path / name) for name in ("some", "other"))
+    put_blimp(some, "good")
+    put_blimp(other, "fine")
     measured = tmp_path / "R/runs/a-seed0/measured"
     for tasks, wanted in [
-        (None, "\n"),
-        (None, "\n"),
-        (str(tmp_path / "tasks"), f"\n{tmp_path}/tasks\n"),
-        (None, f"\n{tmp_path}/tasks\n"),
+        (None, [""]),
+        (None, [""]),
+        (some, ["", some]),
+        (None, ["", some]),
+        (other, ["", some, other]),
+        (None, ["", some, other]),
     ]:
         assert go(protocol="measured", only="a", tasks=tasks) == 0
-        assert measured.read_text() == wanted
+        assert measured.read_text().splitlines() == wanted
     assert starts(tmp_path) == [1, 0, 0]
-    assert json.loads((tmp_path / "R/sweep.json").read_text())["tasks"] == str(tmp_path / "tasks")
+    assert json.loads((tmp_path / "R/sweep.json").read_text())["tasks"] == other
+
+
+def test_tasks_that_cannot_be_read_are_refused(go, tmp_path):
+    (tmp_path / "tasks").mkdir()
+    with pytest.raises(UserError, match="--tasks=.*/tasks: none of blimp, glue/SST-2"):
+        go(protocol="measured", tasks=str(tmp_path / "tasks"))
+    assert not (tmp_path / "R").exists()
+
+
+def put_blimp(folder, good):
+    pair = {"UID": "a", "linguistics_term": "b", "sentence_good": good, "sentence_bad": "bad"}
+    path = pathlib.Path(folder) / "blimp/blimp.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(pair) + "\n")
 
 
 @pytest.mark.parametrize(
@@ -270,16 +313,22 @@ def test_the_same_flops_as_a_variant_that_is_not_there_are_refused(go, question)
 
 def test_compiled_programs_are_shared_unless_the_user_says_where(tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    here = run._environment(tmp_path)["JAX_COMPILATION_CACHE_DIR"]
-    assert here == str(tmp_path / "compiled")
+    rest = {
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    for name in rest:
+        monkeypatch.delenv(name, raising=False)
+    here = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+    assert run._environment(tmp_path) == here | rest
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/there")
-    assert run._environment(tmp_path)["JAX_COMPILATION_CACHE_DIR"] == "/there"
+    assert run._environment(tmp_path) == rest
 
 
 def test_two_processes_at_once_are_refused(go, tmp_path):
     sweep = {"question": str(tmp_path / "question"), "protocol": "tiny", "overrides": {}}
     with (
-        claim.claim(tmp_path / "R", sweep | {"tasks": ""}),
+        claim.claim(tmp_path / "R", sweep | {"tasks": "", "planned": {}}),
         pytest.raises(UserError, match="another process runs a sweep in it"),
     ):
         go()
@@ -344,7 +393,7 @@ def test_a_signal_lets_the_runs_save(started, tmp_path, number):
     process.send_signal(number)
     ended = running.finish(process)
     assert ended.status == 128 + number, ended.err
-    assert "3 runs: 3 waiting\nstopped by a signal; run the same command again" in ended.out
+    assert "3 runs: 2 begun, 1 waiting\nstopped by a signal; run the same command again" in ended.out
     assert "failed" not in ended.err
     assert [(tmp_path / "R/runs" / name / "saved").exists() for name in NAMES] == [1, 1, 0]
     assert column(tmp_path, "step") == ["4", "4", "0"]

@@ -9,13 +9,14 @@ from experiments.running import cost, follow, table
 from experiments.running.planned import Cost, Planned, choose, duration
 from pretraining.errors import UserError
 from pretraining.manifest import MANIFEST
+from pretraining.yardstick import suite
 
 
-def planned(folder, name="a", steps=10, flops=1e12, sample="", tasks=""):
+def planned(folder, name="a", steps=10, flops=1e12, sample="", tasks="", digests=None):
     run = Run(name, 0, "configs/masked_lm.py:tiny", {"train.steps": steps})
     overrides = {"train.steps": steps}
     costs = Cost(steps, 100, flops, 1e11)
-    return Planned(run, overrides, folder / run.name, None, sample, tasks, costs)
+    return Planned(run, overrides, folder / run.name, None, sample, tasks, digests or {}, costs)
 
 
 def write_lines(each, *lines, end=""):
@@ -30,11 +31,11 @@ def finish(each):
     (place / MANIFEST).write_text("")
 
 
-def write_yardstick(each, step, sample="quick", tasks=None, **figures):
+def write_yardstick(each, step, sample="quick", tasks=None, protocol=suite.PROTOCOL, **figures):
     path = each.folder / "evaluations" / f"{step}-yardstick-{sample}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    stored = {"suite": "yardstick", "step": step, "settings": {"tasks": tasks or {}}}
-    path.write_text(json.dumps(stored | {"figures": figures}))
+    settings = {"protocol": protocol, "tasks": tasks or {}}
+    path.write_text(json.dumps({"step": step, "settings": settings, "figures": figures}))
     return path
 
 
@@ -77,14 +78,28 @@ def test_done_is_the_yardstick_of_the_sample_with_the_tasks_that_were_asked_for(
     assert not table.is_done(each)
     write_yardstick(each, 10, "full")
     assert table.is_done(each)
-    assert not table.is_done(each._replace(tasks="tasks"))
-    write_yardstick(each, 10, "full", {"blimp": "digest"})
-    assert table.is_done(each._replace(tasks="tasks"))
-    assert table.is_done(each)
+    asked = each._replace(digests={"blimp": "digest", "glue": "other"})
+    for less in ({}, {"blimp": "digest"}, {"blimp": "digest", "glue": "another"}):
+        write_yardstick(each, 10, "full", less)
+        assert not table.is_done(asked)
+        assert table.is_done(each)
+    write_yardstick(each, 10, "full", {"blimp": "digest", "glue": "other", "more": "x"})
+    assert table.is_done(asked)
+    write_yardstick(each, 10, "full", dict(asked.digests), protocol=suite.PROTOCOL - 1)
+    assert not table.is_done(asked)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"settings": [], "figures": {}}'])
+def test_a_yardstick_that_cannot_be_read_is_still_to_be_done(tmp_path, text):
+    each = planned(tmp_path, sample="quick")
+    finish(each)
+    write_yardstick(each, 10).write_text(text)
+    assert not table.is_done(each)
+    assert table.row(each, "yardstick/blimp/accuracy", None).status == "waiting"
 
 
 def test_what_is_done_is_not_done_again(tmp_path):
-    each = planned(tmp_path, sample="quick", tasks="T")
+    each = planned(tmp_path, sample="quick", tasks="T", digests={"blimp": "digest"})
     train, evaluate = table.commands_left(each, "python")
     where = f"--workdir={tmp_path}/a-seed0"
     recipe = "--config=configs/masked_lm.py:tiny"
@@ -179,9 +194,17 @@ def test_missing_yardsticks_are_counted_beside_the_time(tmp_path, monkeypatch, c
     assert line.startswith("0 of 2 runs done, 2 running, 2 yardsticks left")
 
 
+def test_only_a_run_that_is_not_tried_again_stays_failed(tmp_path):
+    runs = [planned(tmp_path, "a"), planned(tmp_path, "b")]
+    table.write(tmp_path, [table.row(each, "eval/loss", table.FAILED) for each in runs])
+    follow.Sweep(tmp_path, runs, "eval/loss", ["b-seed0"])
+    statuses = {name: row["status"] for name, row in table.read(tmp_path).items()}
+    assert statuses == {"a-seed0": "failed", "b-seed0": "waiting"}
+
+
 def test_a_failure_is_told_while_others_go_on(tmp_path, capsys):
     runs = [planned(tmp_path, "a"), planned(tmp_path, "b")]
-    sweep = follow.Sweep(tmp_path, runs, "eval/loss")
+    sweep = follow.Sweep(tmp_path, runs, "eval/loss", [each.name for each in runs])
     sweep.log("a-seed0").write_text("why\n")
     told = []
 
@@ -223,7 +246,7 @@ def test_the_estimate_comes_from_the_runs_that_are_done(tmp_path):
     lines = cost.describe([done, other], jobs=1).splitlines()
     assert lines[1].split() == ["a-seed0", "done", "10", "100", "1e+12", "0", "s"]
     assert lines[2].split() == ["b-seed0", "to", "run", "10", "100", "3e+12", "75", "s"]
-    assert lines[-1] == "About 75 s with 1 at once: the 1 runs done so far."
+    assert lines[-1] == "About 75 s with 1 at once: by the 1 runs trained so far."
 
 
 # ---------------------------------------------------------------------------------------- choosing

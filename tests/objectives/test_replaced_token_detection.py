@@ -297,7 +297,7 @@ def intact(made):
 def scores(made):
     """[B, T]: of the discriminator, whatever the generator is."""
     objective = made.objective
-    assert (objective.score_kind, objective.predictor) == ("detection", "generator")
+    assert (objective.score_kind, objective.predictor) == ("reconstruction", "generator")
     return objective.score(objective.model.apply, made.params, intact(made))
 
 
@@ -310,6 +310,7 @@ def test_masked_only_counts_the_selected_tokens(electra, trained, describe, term
         electra, **{"objective.mask_rate": 0.4, "objective.discriminator": "masked_only"}
     )
     seen, _, replaced, _ = places(made, describe)
+    assert made.objective.score_kind == "detection"
     selected = np.asarray(made.examples.corrupted)
     logits = discriminate(made, seen)
     found = terms(made.objective, made.params, made.examples)
