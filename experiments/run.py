@@ -72,6 +72,7 @@ def main(
     if dry:
         print(cost_lib.describe([p for p in planned if p.name in chosen], len(shares)))
         return 0
+    _warn_of_cores(planned, shares[0])
     with claim.claim(folder, sweep) as held, _signals() as received:
         state = Sweep(folder, planned, asked.figures[0].metric, chosen)
         missing = [p for p in planned if p.name in chosen and not table.is_done(p)]
@@ -102,6 +103,18 @@ def _check_options(launcher: str, parameters: str | None) -> dict[str, Any]:
     if parameters:
         raise UserError(f"--slurm={parameters}: it goes with --launcher=slurm")
     return {}
+
+
+def _warn_of_cores(planned: Sequence[Planned], share: Share) -> None:
+    """The last bits of a run depend on how many cores it has."""
+    others = {table.cores(each) for each in planned} - {None, len(share.cores)}
+    if others and share.cores:
+        had = " and ".join(map(str, sorted(others)))
+        print(
+            f"warning: runs of this sweep had {had} cores each, those of this start get "
+            f"{len(share.cores)}: their last bits differ, and the report will name it; see --jobs",
+            file=sys.stderr,
+        )
 
 
 def _environment(folder: pathlib.Path) -> dict[str, str]:
@@ -173,7 +186,7 @@ if __name__ == "__main__":
         workdir="required: folder of the sweep; a folder that holds this sweep is gone on with",
         protocol="the size at which the question is asked (default tiny)",
         launcher="local (this machine, default) | slurm | print (a line for each missing run)",
-        jobs="runs at once (default: one per GPU, or one)",
+        jobs="runs at once, which share the cores (default: one per GPU, or one)",
         only="names of runs, variants, or patterns of them: a,*-seed0",
         dry="flag: print runs, tokens, FLOPs and estimated time; write nothing",
         tasks="folder of the tasks of the yardstick; may be added later",

@@ -83,6 +83,13 @@ def is_trained(planned: Planned) -> bool:
     return (checkpoints / str(planned.cost.steps) / MANIFEST).is_file()
 
 
+def cores(planned: Planned) -> int | None:
+    """Of the last start of the run; None = it has not begun."""
+    if not (planned.folder / run_folder.CONFIG).exists():
+        return None
+    return run_folder.provenance(planned.folder, -1)["cores"]
+
+
 def commands_left(planned: Planned, python: str = sys.executable) -> list[list[str]]:
     """The commands of a run that are still to be given."""
     if is_done(planned):

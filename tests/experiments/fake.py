@@ -39,6 +39,8 @@ import json, os, pathlib, signal, sys, time
 folder, steps = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 behaviour, _, release = sys.argv[3].partition(" ")
 folder.mkdir(parents=True, exist_ok=True)
+told = dict(data="d", cores=len(os.sched_getaffinity(0)))
+(folder / "provenance.jsonl").write_text(json.dumps(told) + "\\n")
 (folder / "config.json").write_text(sys.argv[4])
 def save(number, frame):
     while release and not os.path.exists(release):

@@ -196,6 +196,15 @@ def test_two_sweeps_in_one_folder_are_refused(go, tmp_path, options, message):
     assert (tmp_path / "R/runs.csv").read_text() == before
 
 
+def test_other_cores_are_told(go, tmp_path, capsys):
+    assert go(only="a") == 0
+    path = tmp_path / "R/runs/a-seed0/provenance.jsonl"
+    assert "cores each" not in capsys.readouterr().err
+    path.write_text(json.dumps({"data": "d", "cores": 77}) + "\n")
+    assert go(only="a") == 0
+    assert "had 77 cores each, those of this start get" in capsys.readouterr().err
+
+
 def test_a_sweep_of_which_no_run_has_begun_gives_way(go, tmp_path):
     assert go(launcher="print", overrides={"train.batch_size": "8"}) == 0
     assert go(launcher="print") == 0
@@ -393,7 +402,7 @@ def test_a_signal_lets_the_runs_save(started, tmp_path, number):
     process.send_signal(number)
     ended = running.finish(process)
     assert ended.status == 128 + number, ended.err
-    assert "3 runs: 2 begun, 1 waiting\nstopped by a signal; run the same command again" in ended.out
+    assert "3 runs: 2 begun, 1 waiting\nstopped by a signal; run the same command" in ended.out
     assert "failed" not in ended.err
     assert [(tmp_path / "R/runs" / name / "saved").exists() for name in NAMES] == [1, 1, 0]
     assert column(tmp_path, "step") == ["4", "4", "0"]
