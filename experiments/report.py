@@ -29,6 +29,9 @@ def main(folder: str, baseline: str | None, output: str | None) -> int:
     if place.is_file():
         raise UserError(f"--output={output}: a folder is needed, and that is a file")
     of = context.make(source.read(folder), baseline)
+    if of.sweep.told and of.sweep.note:
+        lost = "its figures, planned contrasts and verdicts are lost"
+        print(f"warning: {of.sweep.note} Without it {lost}.", file=sys.stderr)
     blocks = sections.blocks(of)
     write(place, blocks)
     _print_summary(of, blocks, place)
@@ -66,6 +69,7 @@ def _print_summary(of, blocks: Sequence, place: pathlib.Path) -> None:
             padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
             print("  ".join(padded).rstrip())
         print(f"{table.caption}\n")
+    print("".join(f"{line}\n" for line in sections.notices(of)), end="")
     for block in blocks:
         if isinstance(block, page.Warnings):
             print("\n".join([f"{block.title}:", *(f"- {item}" for item in block.items), ""]))

@@ -6,16 +6,17 @@
     results.curves("runs/masking_ratio", "eval/loss")  # by step, a column per run
 
 Only run folders are read (`config.json`, `metrics.jsonl`, `provenance.jsonl` and
-`evaluations/*-yardstick*.json`), from wherever they come: a sweep's folder, its folder `runs`, or
+`evaluations/*-yardstick-*.json`), from wherever they come: a sweep's folder, its folder `runs`, or
 any folder that holds run folders. A run called `<variant>-seed<k>` is repetition k of that variant;
 one of another name is a variant of its own.
 """
 
+import collections
 import json
 import math
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas
@@ -53,7 +54,7 @@ class Result(NamedTuple):
       config: {"section.key": value}, resolved.
       lines: those of metrics.jsonl.
       provenance: one entry for each start.
-      yardstick: its newest yardstick, as evaluate wrote it, or None.
+      yardstick: its newest yardstick, as evaluate wrote it, or None; see `read`.
     """
 
     name: str
@@ -103,6 +104,9 @@ class Result(NamedTuple):
 def read(folder: str | pathlib.Path) -> list[Result]:
     """The runs in a folder, by name; those that have not begun are not there.
 
+    A run's yardstick is that of its newest step, of the parameters rather than of their moving
+    average; of several samples that which most of the runs have, and of two as frequent the full.
+
     Raises:
       UserError: there is no such folder, there are no runs in it, or a file of one is damaged.
     """
@@ -110,11 +114,14 @@ def read(folder: str | pathlib.Path) -> list[Result]:
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder")
     place = folder / RUNS if (folder / RUNS).is_dir() else folder
-    found = sorted(path.parent for path in place.glob(f"*/{run_folder.CONFIG}"))
+    configs = place.glob(f"*/{run_folder.CONFIG}")
+    found = sorted(path.parent for path in configs if _is_run(path.parent))
     if not found:
-        raise UserError(f"{folder}: there are no runs in it (no */{run_folder.CONFIG})")
+        raise UserError(f"{folder}: no sweep and no runs here (no */{run_folder.CONFIG} of a run)")
+    yardsticks = {path: _yardsticks(path) for path in found}
+    shared = collections.Counter(sample for own in yardsticks.values() for sample in own)
     runs = {}
-    for run in map(_read_run, found):
+    for run in (_read_run(path, _preferred(yardsticks[path], shared)) for path in found):
         if (twin := runs.setdefault((run.variant, run.seed), run)) is not run:
             raise UserError(f"{place}: {twin.name} and {run.name} are the same variant and seed")
     return list(runs.values())
@@ -204,7 +211,7 @@ def _row(result: Result, varied: list[str]) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------- one folder
 
 
-def _read_run(folder: pathlib.Path) -> Result:
+def _read_run(folder: pathlib.Path, yardstick: dict | None) -> Result:
     match = re.fullmatch(r"(.+)-seed(\d+)", folder.name)
     variant, seed = (match[1], int(match[2])) if match else (folder.name, 0)
     config = _config(folder)
@@ -215,7 +222,18 @@ def _read_run(folder: pathlib.Path) -> Result:
     ):
         if missing := {key for entry in entries for key in needed - entry.keys()}:
             raise UserError(f"{folder / file} is damaged: a line without {min(missing)!r}")
-    return Result(folder.name, variant, seed, folder, config, lines, provenance, _yardstick(folder))
+    return Result(folder.name, variant, seed, folder, config, lines, provenance, yardstick)
+
+
+def _is_run(folder: pathlib.Path) -> bool:
+    """Whether a folder with a config.json is one of ours, be it damaged, or of another program."""
+    if any((folder / name).exists() for name in (metrics.FILE, run_folder.PROVENANCE)):
+        return True
+    try:
+        config = json.loads((folder / run_folder.CONFIG).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and not config_lib.flatten(config).keys().isdisjoint(_NEEDED)
 
 
 def _config(folder: pathlib.Path) -> dict[str, Any]:
@@ -236,15 +254,22 @@ def _lines(path: pathlib.Path) -> list[dict]:
     return [_object(path, line, f" line {number}") for number, line in enumerate(whole, 1)]
 
 
-def _yardstick(folder: pathlib.Path) -> dict | None:
-    """Of the newest step; of the parameters rather than of their moving average; full, if it is."""
-    found = []
-    for path in folder.glob("evaluations/*-yardstick*.json"):
+def _yardsticks(folder: pathlib.Path) -> dict[str, dict]:
+    """{sample: the yardstick}, of the newest step, of the parameters if they were measured."""
+    found = collections.defaultdict(dict)
+    for path in folder.glob("evaluations/*-yardstick-*.json"):
         stored = _object(path, path.read_text())
         if missing := {"step", "ema", "family", "settings", "figures"} - stored.keys():
             raise UserError(f"{path} is damaged: {min(missing)!r} is missing")
-        found.append((stored["step"], not stored["ema"], path.stem.endswith("-full"), stored))
-    return max(found, key=lambda entry: entry[:3])[-1] if found else None
+        sample = path.stem.rpartition("-")[-1]
+        found[stored["step"], not stored["ema"]][sample] = stored
+    return found[max(found)] if found else {}
+
+
+def _preferred(yardsticks: Mapping[str, dict], shared: Mapping[str, int]) -> dict | None:
+    if not yardsticks:
+        return None
+    return yardsticks[max(sorted(yardsticks), key=lambda name: (shared[name], name == "full"))]
 
 
 def _object(path: pathlib.Path, text: str, place: str = "") -> dict:

@@ -4,20 +4,25 @@ import collections
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from experiments import question as question_lib
 from experiments import results as results_lib
 from experiments.question import Run
-from experiments.reporting import metrics
+from experiments.reporting import metrics, wording
 from experiments.reporting.source import Sweep
 from experiments.results import Result
+from pretraining.doctor import record
+from pretraining.errors import UserError
 
 # Config keys that change no figure: where and how fast a run works, and what it writes. The seeds
 # are the repetition; that of the data is told by a sentence of its own.
 _NO_MATTER = (
-    *("seed.init", "seed.corruption", "seed.dropout", "seed.data", "log.", "checkpoint.", "guard."),
+    *("seed.init", "seed.corruption", "seed.dropout", "seed.data", "log.", "checkpoint."),
     *("mesh.", "data.cache", "data.workers", "data.prefetch", "data.threads"),
-    *("evaluate.every", "evaluate.batch_size"),
+    *("evaluate.every", "evaluate.batch_size", "guard.silence"),
 )
 _SHARES = {"optimizer.warmup", "optimizer.decay"}  # of the run, which are stored in steps
+_MARGIN = 0.05  # nats, as for the doctor
+_STANDS = "stands on the plateau at the unigram loss: its figures say little."
 _TOKENS = ("train.steps", "train.batch_size", "data.sequence_length")
 
 
@@ -29,12 +34,76 @@ def differences(sweep: Sweep) -> tuple[list[str], list[str]]:
     the question is not known, none is. Runs of one variant may differ in their seeds alone.
     """
     runs, asked = sweep.results, _asked(sweep)
-    faults = [*_incomplete(sweep), *_not_finite(runs), *_other_machine(runs)]
+    faults = [
+        *_changed(sweep),
+        *_incomplete(sweep),
+        *_not_finite(runs),
+        *_left_out(runs),
+        *_other_machine(runs),
+    ]
     faults += [*_other_yardstick(runs), *_other_within_variants(runs)]
     own = []
     for keys, sentence in (*_other_tokens(runs), *_other_settings(runs)):
         (own if keys <= asked else faults).append(sentence)
     return faults, own
+
+
+def plateau(runs: Sequence[Result]) -> list[str]:
+    """Sentences: which variants have learned no more than how frequent each token is.
+
+    Those with runs whose last training loss of tokens (the objective's `token_term`) is not
+    `_MARGIN` below the unigram loss of the same batches.
+    """
+    stuck, unknown = [], []
+    for run in (r for r in runs if any("train/unigram_loss" in line for line in r.lines)):
+        try:
+            told = record.read(run.folder)
+        except (UserError, AttributeError, TypeError):  # damaged, or its code was another
+            unknown.append(run.name)
+            continue
+        loss, unigram = told.last(f"train/{told.term}"), told.last("train/unigram_loss")
+        if None not in (loss, unigram) and loss > unigram - _MARGIN:
+            stuck.append(run.variant)
+    total = collections.Counter(run.variant for run in runs)
+    sentences = [
+        f"{variant} ({count} of {wording.count(total[variant], 'run')}) {_STANDS}"
+        for variant, count in collections.Counter(stuck).items()
+    ]
+    lost = f"Not known, as the objective cannot be built: {names(unknown, runs)}."
+    return sentences + [lost] * bool(unknown)
+
+
+def names(runs: Sequence[str], of: Sequence[Result | Run]) -> str:
+    """Run names; a variant's own name stands for all of its runs, where there are several."""
+    variants = collections.defaultdict(list)
+    for run in of:
+        variants[run.variant].append(run.name)
+    whole = {v: own for v, own in variants.items() if len(own) > 1 and set(own) <= set(runs)}
+    covered = {name for own in whole.values() for name in own}
+    return ", ".join([*whole, *(name for name in runs if name not in covered)])
+
+
+def _changed(sweep: Sweep) -> Iterable[str]:
+    """What the question decides by, if it is not what it was when the first run began."""
+    if sweep.then is None or sweep.question is None:
+        return
+    then, now = sweep.then, question_lib.plan_of(sweep.question)
+    changes = [
+        f"{what} {then[key]} -> {now[key]}"
+        for key, what in (
+            ("baseline", "BASELINE"),
+            ("metric", "the first metric of FIGURES"),
+            ("better", "its better"),
+        )
+        if then[key] != now[key]
+    ]
+    before, after = then["contrasts"], now["contrasts"]
+    for variant in dict.fromkeys([*before, *after]):
+        one, other = before.get(variant, "none"), after.get(variant, "none")
+        if one != other:
+            changes.append(f"contrast of {variant} {one} -> {other}")
+    if changes:
+        yield f"The question was changed after its runs began: {'; '.join(changes)}."
 
 
 def _asked(sweep: Sweep) -> set[str]:
@@ -66,12 +135,22 @@ def _not_finite(runs: Sequence[Result]) -> Iterable[str]:
             yield f"Not finite: {metric} of {found}."
 
 
+def _left_out(runs: Sequence[Result]) -> Iterable[str]:
+    """Where batches or updates were left out, so that runs have not seen the same rows."""
+    for metric, what in (
+        ("train/rewinds", "Went back from a spike and left out batches, times"),
+        ("train/skipped", "Left out updates that were not finite"),
+    ):
+        last = {r.name: [x[metric] for x in r.lines if x.get(metric) is not None] for r in runs}
+        found = ", ".join(f"{own[-1]:.0f} in {name}" for name, own in last.items() if any(own[-1:]))
+        if found:
+            yield f"{what} ({metric}): {found}."
+
+
 def _incomplete(sweep: Sweep) -> Iterable[str]:
-    if sweep.missing:
-        yield f"Missing: {_names(sweep.missing, sweep.planned)}."
     failed = [name for name, status in sweep.status.items() if status == "failed"]
     if failed:
-        yield f"Failed: {_names(failed, sweep.planned)}."
+        yield f"Failed: {names(failed, sweep.planned)}."
     early = [r for r in sweep.results if r.step < r.config["train.steps"]]
     if early:
         ends = (f"{r.name} at step {r.step:,} of {r.config['train.steps']:,}" for r in early)
@@ -101,7 +180,7 @@ def _other_machine(runs: Sequence[Result]) -> Iterable[str]:
     ):
         found = [r.name for r in runs if any(is_so(entry["commit"]) for entry in r.provenance)]
         if found:
-            yield f"{what}: {_names(found, runs)}."
+            yield f"{what}: {names(found, runs)}."
     for seed in sorted({r.seed for r in runs}):
         pairs = [r for r in runs if r.seed == seed]
         orders = {r.name: r.config["seed.data"] for r in pairs}
@@ -161,28 +240,18 @@ def _other_yardstick(runs: Sequence[Result]) -> Iterable[str]:
 
 def _sentence(what: str, by_run: Mapping[str, object], runs: Sequence[Result]) -> Iterable[str]:
     """Nothing if all runs have one value, else a sentence: which runs have which."""
-    names = collections.defaultdict(list)
+    having = collections.defaultdict(list)
     for name, value in by_run.items():
-        names[str(value)].append(name)
-    if len(names) > 1:
-        *few, (most, others) = sorted(names.items(), key=lambda item: len(item[1]))
-        listed = [f"{value} in {_names(own, runs)}" for value, own in few]
+        having[str(value)].append(name)
+    if len(having) > 1:
+        *few, (most, others) = sorted(having.items(), key=lambda item: len(item[1]))
+        listed = [f"{value} in {names(own, runs)}" for value, own in few]
         rest = (
             f"{most} in the other {len(others)} runs"
             if len(others) > 1
             else f"{most} in {others[0]}"
         )
         yield f"{what}: {'; '.join([*listed, rest])}."
-
-
-def _names(names: Sequence[str], runs: Sequence[Result | Run]) -> str:
-    """Run names; a variant's own name stands for all of its runs, where there are several."""
-    variants = collections.defaultdict(list)
-    for run in runs:
-        variants[run.variant].append(run.name)
-    whole = {v: own for v, own in variants.items() if len(own) > 1 and set(own) <= set(names)}
-    covered = {name for own in whole.values() for name in own}
-    return ", ".join([*whole, *(name for name in names if name not in covered)])
 
 
 def _provenance(runs: Sequence[Result], value: Callable[[dict], object]) -> dict[str, str]:

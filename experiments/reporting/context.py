@@ -100,9 +100,10 @@ def table(of: Context, compared: Sequence[Comparison], metric: str, told: str) -
     lacking = _lacking(of, metric)
     verdicts = metric == of.primary and not lacking
     rows = [_row(c) + [_verdict(c)] * verdicts for c in compared]
-    captions = [f"{told}; {len(of.contrasts)} contrasts", _detectable(compared)]
+    captions = [f"{told}; {wording.count(len(of.contrasts), 'contrast')}", _detectable(compared)]
     if metric == of.primary and lacking:
-        captions.append(f"No verdicts yet: {len(lacking)} planned runs lack {metric}")
+        lack = wording.count(len(lacking), "planned run") + " lack" + "s" * (len(lacking) == 1)
+        captions.append(f"No verdicts yet: {lack} {metric}")
     captions.append(_items(of, metric))
     caption = ". ".join(filter(None, captions)) + "."
     return Table([*_HEADER, *[_VERDICT] * verdicts], rows, caption)

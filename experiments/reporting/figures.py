@@ -9,7 +9,7 @@ import numpy as np
 import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from experiments.question import Published
 from experiments.reporting import wording
@@ -152,8 +152,11 @@ def _amounts(axis: Axes, label: str) -> None:
     least, most = axis.dataLim.intervalx
     if label == "FLOPs" and most >= 10 * least:
         axis.set_xscale("log")
-    elif label == "tokens":
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=6))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.set_xlabel(f"{label} of training")
 
 
@@ -166,6 +169,9 @@ def _against_numbers(axis: Axes, curves: Sequence[Curve], look: Mapping[str, Loo
         dash = _DASHES[number % len(_DASHES)]
         axis.plot(mean.index, mean, color=_NEUTRAL, ls=dash, lw=1.2, zorder=1, label=label)
         _points(axis, curve, look, horizontal=False)
+    places = pandas.concat([curve.points["place"] for curve in curves])
+    if pandas.api.types.is_integer_dtype(places):
+        axis.set_xticks(sorted(set(places)))
     axis.legend(frameon=False, fontsize="small")
     axis.grid(alpha=0.25)
 

@@ -15,7 +15,7 @@ MAIN = (BLIMP + "accuracy", PROBE + "average")
 
 # Of the figures that have one; shares of right answers have none.
 _UNITS = {LOSS: "nats", FAMILY + "masked_loss": "nats", FAMILY + "bits_per_byte": "bits"}
-_ACROSS_FAMILIES = (
+ACROSS_FAMILIES = (
     "families: likelihoods of different families are of different kinds, exact or pseudo, of other "
     "positions given other text"
 )
@@ -29,6 +29,13 @@ def reported(frame: pandas.DataFrame, figures: Sequence[Figure]) -> list[str]:
     """Metrics of which there is a number: the question's, the yardstick's main ones, the loss."""
     wanted = dict.fromkeys([*(figure.metric for figure in figures), *MAIN, LOSS])
     return [metric for metric in wanted if metric in frame and frame[metric].notna().any()]
+
+
+def not_asked(frame: pandas.DataFrame, figures: Sequence[Figure]) -> list[str]:
+    """The families' figures of which there is a number and that the question does not show."""
+    shown = reported(frame, figures)
+    families = [column for column in frame if column.startswith(FAMILY) and column not in shown]
+    return sorted(metric for metric in families if groups(frame, metric))
 
 
 def groups(
@@ -58,7 +65,7 @@ def note(frame: pandas.DataFrame, metric: str, declared: Sequence[str] = ()) -> 
         return _scores(frame)
     if len(groups(frame, metric, declared)) < 2:
         return ""
-    across = _ACROSS_FAMILIES if metric.startswith(FAMILY) else _ACROSS_OBJECTIVES
+    across = ACROSS_FAMILIES if metric.startswith(FAMILY) else _ACROSS_OBJECTIVES
     return (
         f"{metric} is not ranked across {across}. Each stands in a section of its own; across "
         "families only BLiMP and the probes are compared."

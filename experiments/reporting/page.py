@@ -43,11 +43,13 @@ class Picture(NamedTuple):
 
     Attributes:
       name: of its files, without ending.
+      title: what stands in its place where it is not shown.
       caption: what is to be seen, with the number of seeds.
       figure: of matplotlib.
     """
 
     name: str
+    title: str
     caption: str
     figure: Figure
 
@@ -96,8 +98,8 @@ def _markdown(block: Block, figures: str) -> str:
         case Table(header, rows, caption):
             lines = [_cells(header), "|" + "---|" * len(header), *map(_cells, rows)]
             return "\n".join(lines) + f"\n\n*{caption}*"
-        case Picture(name, caption):
-            return f"![{caption}]({figures}/{name}.png)\n\n*{caption}*"
+        case Picture(name, title, caption):
+            return f"![{title}]({figures}/{name}.png)\n\n*{caption}*"
 
 
 def _cells(cells: Sequence[str]) -> str:
@@ -120,11 +122,10 @@ def _html(block: Block, drawn: Mapping[str, bytes]) -> str:
             lines = [_row(header, "th"), *(_row(row, "td") for row in rows)]
             inner = f"<caption>{html.escape(caption)}</caption>{''.join(lines)}"
             return f'<div class="wide"><table>{inner}</table></div>'
-        case Picture(name, caption):
+        case Picture(name, title, caption):
             source = "data:image/svg+xml;base64," + base64.b64encode(drawn[name]).decode()
-            told = html.escape(caption)
-            image = f'<img alt="{told}" src="{source}">'
-            return f"<figure>{image}<figcaption>{told}</figcaption></figure>"
+            image = f'<img alt="{html.escape(title)}" src="{source}">'
+            return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
 def _row(cells: Sequence[str], tag: str) -> str:

@@ -8,15 +8,24 @@ import pandas
 
 from experiments import results as results_lib
 from experiments.question import Figure
-from experiments.reporting import comparable, context, figures, metrics, training, wording
+from experiments.reporting import comparable, context, figures, making, metrics, training, wording
 from experiments.reporting.context import Context
 from experiments.reporting.page import Block, Heading, Picture, Table, Text, Warnings
 from experiments.reporting.source import Sweep
+from experiments.results import YARDSTICK
 
 
 def blocks(of: Context) -> list[Block]:
     """The whole report."""
-    return [*_opening(of), *_costs(of), *_metrics(of), *training.section(of), *_by_task(of)]
+    return [
+        *_opening(of),
+        *_costs(of),
+        *_metrics(of),
+        *_families(of),
+        *training.section(of),
+        *_by_task(of),
+        *making.section(of.sweep),
+    ]
 
 
 def summary(of: Context) -> list[Table]:
@@ -26,6 +35,11 @@ def summary(of: Context) -> list[Table]:
         for metric in metrics.reported(of.frame, of.figures)[:1]
         for label, runs in metrics.groups(of.frame, metric, context.declared(of)).items()
     ]
+
+
+def notices(of: Context) -> list[str]:
+    """What is not there yet: runs, and the metric that decides."""
+    return [*_missing_runs(of.sweep), *_not_measured(of, of.figures[:1])]
 
 
 # ---------------------------------------------------------------------------------------- opening
@@ -40,7 +54,10 @@ def _opening(of: Context) -> Iterable[Block]:
         f"{', '.join(v for v, a in of.contrasts.items() if a == other)} against {other}"
         for other in dict.fromkeys(of.contrasts.values())
     )
-    counts = f"{len(of.frame)} runs{planned}, {len(sweep.variants)} variants{protocol}"
+    counts = (
+        f"{wording.count(len(of.frame), 'run')}{planned}, "
+        f"{wording.count(len(sweep.variants), 'variant')}{protocol}"
+    )
     drawn = ", ".join(
         f"{figure.metric} against {figure.knob or 'variant'}" for figure in of.figures
     )
@@ -48,6 +65,8 @@ def _opening(of: Context) -> Iterable[Block]:
         f"{counts}. Contrasts: {against or 'none'}."
         + (f" {sweep.note} Drawn: {drawn}." if sweep.note else "")
     )
+    yield from map(Text, [*making.decision_rule(sweep), *_missing_runs(sweep)])
+    yield from map(Text, _not_measured(of, of.figures))
     faults, own = comparable.differences(sweep)
     if faults:
         yield Warnings("These runs are not comparable in every respect", faults)
@@ -56,9 +75,33 @@ def _opening(of: Context) -> Iterable[Block]:
             "No other difference than the question's own was found: same store, configuration, "
             "order of rows, evaluation, code, versions, kind of machine; all runs are at their end."
         )
+    if plateau := comparable.plateau(sweep.results):
+        yield Warnings("Variants that have learned little", plateau)
     if own:
         yield Warnings("Differences that the question itself asks for", own)
     yield Text(f"How to read the tables. {context.HOW_TO_READ}")
+
+
+def _missing_runs(sweep: Sweep) -> Iterable[str]:
+    if sweep.missing:
+        planned = wording.count(len(sweep.planned), "planned run")
+        told = comparable.names(sweep.missing, sweep.planned)
+        yield f"{len(sweep.planned) - len(sweep.missing)} of {planned} so far; missing: {told}."
+
+
+def _not_measured(of: Context, asked: Iterable[Figure]) -> Iterable[str]:
+    """The metrics of figures that no run has, each once."""
+    measured = metrics.reported(of.frame, of.figures)
+    titles = {figure.metric: figure.title for figure in reversed([*asked])}
+    for metric, title in titles.items() if of.sweep.question else ():
+        of_tasks = metric.startswith(YARDSTICK) and not metric.startswith(metrics.FAMILY)
+        hint = (
+            "; run again with --tasks=... to have it"
+            if of_tasks and not of.sweep.told["tasks"]
+            else ""
+        )
+        if metric not in measured:
+            yield f"Not measured: {title} ({metric}){hint}."
 
 
 def _costs(of: Context) -> Iterable[Block]:
@@ -109,11 +152,12 @@ def _values(sweep: Sweep, variant: str, key: str) -> str:
 
 def _metrics(of: Context) -> Iterable[Block]:
     for metric in metrics.reported(of.frame, of.figures):
-        yield Heading(2, metric)
+        title = next((figure.title for figure in of.figures if figure.metric == metric), "")
+        yield Heading(2, f"{title} ({metric})" if title else metric)
         if told := metrics.note(of.frame, metric, context.declared(of)):
             yield Text(told)
         for label, runs in metrics.groups(of.frame, metric, context.declared(of)).items():
-            yield Heading(3, f"{metric}: {label}") if label else Text("All runs:")
+            yield Heading(3, label) if label else Text("All runs:")
             compared = context.compare(of, runs, metric)
             yield context.table(of, compared, metric, metrics.named(metric))
             for number, asked in enumerate(of.figures):
@@ -126,13 +170,14 @@ def _figure(of: Context, runs: pandas.DataFrame, asked: Figure, name: str) -> It
     if not curves:
         return
     knob, metric = asked.knob or "variant", metrics.named(asked.metric, asked.better)
-    seeds = pandas.concat([curve.points for curve in curves]).groupby("variant").size()
+    seeds = pandas.concat([curve.points.groupby("variant").size() for curve in curves])
     sources = {}
     for published in asked.published:
         sources.setdefault(published.source, []).append(published.label)
     told = "; ".join(f"{', '.join(labels)} of {source}" for source, labels in sources.items())
     yield Picture(
         name,
+        asked.title,
         f"{asked.title}: {metric} against {knob}, {wording.seeds(seeds.min(), seeds.max())}, bars "
         "from the least to the largest, small points the seeds."
         + (f" Beside it, on scales of their own: {told}." if told else ""),
@@ -171,6 +216,27 @@ def _matches(config: Mapping[str, Any], wanted: Mapping[str, Any], knob: str) ->
     return of_variants and alike and (not knob or knob in config)
 
 
+# --------------------------------------------------------------------------------------- families
+
+
+def _families(of: Context) -> Iterable[Block]:
+    """The figures of a family that the question does not show: no tests."""
+    found = metrics.not_asked(of.frame, of.figures)
+    if not found:
+        return
+    yield Heading(2, "Figures of the families")
+    yield Text(f"They do not rank across {metrics.ACROSS_FAMILIES}.")
+    grouped = [
+        (family, metric, runs)
+        for metric in found
+        for family, runs in metrics.groups(of.frame, metric).items()
+    ]
+    for family, metric, runs in sorted(grouped, key=lambda entry: entry[:2]):
+        yield Heading(3, f"{metric}: {family}")
+        compared = context.compare(of, runs, metric)
+        yield context.plain_table(compared, f"{metrics.named(metric)}; no tests.")
+
+
 # ---------------------------------------------------------------------------------------- by task
 
 
@@ -192,4 +258,5 @@ def _by_task(of: Context) -> Iterable[Block]:
         rows = [[v, *(wording.number(x, "{:.3f}") for x in row)] for v, row in means.iterrows()]
         told = f"{title}, means over seeds; no tests."
         yield Table(("variant", *means.columns), rows, told)
-        yield Picture(wording.slug(title), told, figures.heatmap(100 * means, unit))
+        told = f"{title}: {unit}, means over seeds."
+        yield Picture(wording.slug(title), title, told, figures.heatmap(100 * means, unit))

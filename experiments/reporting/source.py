@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from experiments import question as question_lib
 from experiments import results as results_lib
-from experiments.reporting import metrics
+from experiments.reporting import metrics, wording
 from experiments.running import claim, table
 from pretraining import run_folder
 from pretraining.errors import UserError
@@ -26,6 +26,7 @@ class Sweep(NamedTuple):
       planned: the runs of the sweep, of `runs.csv` or else of the question; () = unknown.
       status: {name of a run: "waiting", "running", "failed" or "done"}; {} = unknown.
       note: why there is no question; "" = there is one.
+      told: sweep.json, see `experiments.running.claim.read`; None = there is none.
     """
 
     folder: pathlib.Path
@@ -36,6 +37,12 @@ class Sweep(NamedTuple):
     planned: tuple[question_lib.Run, ...]
     status: dict[str, str]
     note: str
+    told: dict[str, Any] | None
+
+    @property
+    def then(self) -> dict[str, Any] | None:
+        """`question.plan_of` the question when its first run began, where it was recorded."""
+        return self.told["planned"] if self.told and "planned" in self.told else None
 
     @property
     def variants(self) -> list[str]:
@@ -71,15 +78,18 @@ def read(folder: str | pathlib.Path) -> Sweep:
         found = tuple(results_lib.read(folder))
     except UserError:
         if recorded and not any(folder.glob(f"{results_lib.RUNS}/*/{run_folder.CONFIG}")):
-            raise UserError(f"{folder}: none of its {len(recorded)} runs has begun") from None
+            raise UserError(
+                f"{folder}: none of its {wording.count(len(recorded), 'run')} has begun"
+            ) from None
         raise
     if not any(map(_has_figure, found)):
-        raise UserError(f"{folder}: none of the {len(found)} runs that have begun has a figure yet")
+        raise UserError(f"{folder}: no run of the {len(found)} that have begun has a figure yet")
     told = claim.read(folder)
     asked, planned, note = _question(told)
     title = asked.title if asked else folder.resolve().name
     protocol = told["protocol"] if told else ""
-    return Sweep(folder, title, protocol, found, asked, recorded or planned, status, note)
+    runs = recorded or planned
+    return Sweep(folder, title, protocol, found, asked, runs, status, note, told)
 
 
 def _has_figure(result: results_lib.Result) -> bool:
@@ -103,6 +113,9 @@ def _question(told: Mapping[str, Any] | None):
     """The question and its runs, or why there is none."""
     if told is None:
         return None, (), f"There is no {claim.FILE}: the question is not known."
+    path = question_lib.locate(told["question"]) / question_lib.FILE
+    if not path.is_file():
+        return None, (), f"The question is gone: there is no {path}."
     try:
         asked = question_lib.load(told["question"])
         return asked, tuple(question_lib.runs(asked, told["protocol"])), ""

@@ -11,7 +11,6 @@ from experiments.reporting.context import Context
 from experiments.reporting.page import Block, Heading, Picture, Text
 
 _AXES = {"tokens": "tokens", "FLOPs": "flops"}  # of the figure: columns of `results.frame`
-_SAME = 1e-9  # FLOPs are a product of measured times: those of two seeds differ in the last digits
 
 
 def section(of: Context) -> Iterable[Block]:
@@ -29,6 +28,7 @@ def section(of: Context) -> Iterable[Block]:
         curves = {axis: by_run for axis, by_run in curves.items() if by_run}
         yield Picture(
             wording.slug(f"curves-{objective}"),
+            f"{metrics.LOSS} of {objective} over training",
             f"{metrics.LOSS} of {objective} over training, as far as all seeds of a variant are: "
             "their mean, their number behind each variant, a band from the least to the largest.",
             figures.loss_curves(
@@ -77,7 +77,9 @@ def _matched(
     if math.isnan(at):
         return Text(f"Matched {axis}: no place lies between evaluations of all whole runs.{told}")
     amount = wording.tokens(at) if axis == "tokens" else wording.flops(at)
-    beyond = [name for name, curve in whole.items() if curve.index.max() > at * (1 + _SAME)]
+    # Runs of equal FLOPs are equal to within an update: they have whole numbers of them.
+    update = (runs[_AXES[axis]] / runs.step)[list(whole)].max()
+    beyond = [name for name, curve in whole.items() if curve.index.max() > at + update]
     if not beyond:
         return Text(
             f"Matched {axis}: all whole runs were last evaluated at {amount} {axis}, so the table "

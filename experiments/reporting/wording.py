@@ -36,6 +36,11 @@ def duration(seconds: float) -> str:
     return number(seconds, "{:.0f} s")
 
 
+def count(number: int, noun: str) -> str:
+    """1, "run" -> "1 run"."""
+    return f"{number:,} {noun}" + "s" * (number != 1)
+
+
 def seeds(least: int, most: int) -> str:
     """How many seeds a mean is of."""
     count = f"{least}" if least == most else f"{least} to {most}"

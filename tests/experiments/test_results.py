@@ -67,7 +67,11 @@ def test_curves(sweep):
 
 
 def test_newest_yardstick_of_the_parameters_and_rather_full(sweep):
-    """Of each the name and what it says; each is preferred to those before it."""
+    """Of each the name and what it says; each is preferred to those before it.
+
+    No other run has a yardstick whose sample it should share.
+    """
+    (sweep / "runs" / "low-seed1" / "evaluations" / "400-yardstick-quick.json").unlink()
     folder = sweep / "runs" / "low-seed0" / "evaluations"
     stored = json.loads((folder / "400-yardstick-quick.json").read_text())
     (folder / "400-yardstick-quick.json").unlink()
@@ -133,8 +137,18 @@ def test_damage_is_named(sweep, file, text, told):
 def test_missing_and_empty_folders(tmp_path):
     with pytest.raises(UserError, match="there is no such folder"):
         results.read(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="there are no runs in it"):
+    with pytest.raises(UserError, match="no sweep and no runs here"):
         results.read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ['{"name": "theirs"}', "[1]", "{", '{"data": 3}'])
+def test_a_config_of_another_program_is_no_run(text, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "config.json").write_text(text)
+    with pytest.raises(UserError, match="no sweep and no runs here"):
+        results.read(tmp_path)
+    write_run(tmp_path / "a-seed0", {100: 1.0})
+    assert [run.name for run in results.read(tmp_path)] == ["a-seed0"]
 
 
 def test_two_runs_of_one_variant_and_seed(tmp_path):
@@ -142,3 +156,28 @@ def test_two_runs_of_one_variant_and_seed(tmp_path):
         write_run(tmp_path / name, {100: 1.0})
     with pytest.raises(UserError, match="a-seed01 and a-seed1 are the same variant and seed"):
         results.frame(tmp_path)
+
+
+def test_the_sample_that_most_runs_have(tmp_path):
+    """`a` has both, `c` an older `full`, and a file of a name that is no yardstick's counts not."""
+    for name in "abcd":
+        write_run(tmp_path / f"{name}-seed0", {400: 3.0}, figures={"blimp/accuracy": 0.5})
+
+    def copy(name, to, step=400, figure=0.9):
+        folder = tmp_path / f"{name}-seed0" / "evaluations"
+        stored = json.loads((folder / "400-yardstick-quick.json").read_text())
+        changed = {"step": step, "figures": {"blimp/accuracy": figure}}
+        (folder / to).write_text(json.dumps(stored | changed))
+
+    def figures():
+        return list(results.frame(tmp_path)["yardstick/blimp/accuracy"])
+
+    copy("a", "400-yardstick-full.json")
+    copy("c", "200-yardstick-full.json", step=200)
+    copy("d", "500-yardstick.json", step=500)
+    assert figures() == [0.5] * 4
+    copy("b", "400-yardstick-full.json")
+    copy("c", "400-yardstick-full.json")
+    assert figures() == [0.5] * 4
+    copy("d", "400-yardstick-full.json")
+    assert figures() == [0.9] * 4
