@@ -77,7 +77,8 @@ def unigram(record: Record) -> Finding | None:
         return Finding("unigram baseline", "ok", text, figures)
     tokens, updates = _enough(record)
     if _is_young(record):
-        text += f": too early to tell, before {tokens:,} tokens and {updates:,} updates"
+        why = "too short a run" if record.finished else "too early"
+        text += f": {why} to tell, before {tokens:,} tokens and {updates:,} updates"
         return Finding("unigram baseline", "note", text, figures)
     return Finding(
         "unigram baseline",

@@ -242,10 +242,11 @@ def test_too_few_tokens_are_no_disease():
 
     early = of(record.lines, 3)["unigram baseline"]  # 750,000 tokens
     assert early.severity == "note"
-    assert "too early to tell, before 1,000,000 tokens and 1,400 updates" in early.text
+    assert "too short a run to tell, before 1,000,000 tokens and 1,400 updates" in early.text
     assert of(record.lines, 6)["unigram baseline"].severity == "warning"  # 1.5 M, all there are
     going_on = of(record.lines[:100], 12)["unigram baseline"]  # 1.5 M, half of them
     assert going_on.severity == "note"
+    assert "too early to tell, before 2,000,000 tokens" in going_on.text
 
 
 @pytest.mark.parametrize("disease", ["other validation text", "gap", "unigram plateau"])
