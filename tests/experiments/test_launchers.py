@@ -134,6 +134,16 @@ def test_a_task_keeps_its_own_variables(tmp_path):
     assert (tmp_path / "a.log").read_text().splitlines()[-1] == "of the task yes"
 
 
+@pytest.fixture
+def interruptible():
+    """In the background of a shell SIGINT is ignored, and so it is in the processes that tests
+    start; submitit cancels its local tasks with it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_slurm_tasks_are_cancelled(tmp_path):
     pytest.importorskip("submitit")
     began = tmp_path / "began"
