@@ -57,10 +57,9 @@ def agreed(workdir: pathlib.Path, sweep: Mapping[str, Any]) -> dict[str, Any]:
     stored = read(workdir)
     if not stored or not any(workdir.glob(f"runs/*/{run_folder.CONFIG}")):
         return dict(sweep)
-    told = [_difference(key, stored[key], sweep[key]) for key in sweep if key != "tasks"]
-    if any(told):
-        listed = "; ".join(filter(None, told))
-        raise UserError(f"--workdir={workdir} holds another sweep: {listed}")
+    for key in ("question", "protocol", "overrides", "planned"):  # the first explains the others
+        if told := _difference(key, stored[key], sweep[key]):
+            raise UserError(f"--workdir={workdir} holds another sweep: {told}")
     return {**stored, "tasks": sweep["tasks"] or stored["tasks"]}
 
 
