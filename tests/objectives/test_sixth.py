@@ -74,6 +74,7 @@ def build(config, vocabulary):
         loss=loss,
         context="both",
         encode=base.encode,
+        token_term="thirds",
     )
 '''
 
