@@ -13,13 +13,11 @@ and SIGTERM, at which the runs save; 2 for a mistake.
 Then: python -m experiments.report runs/masking_ratio
 """
 
-import contextlib
 import os
 import pathlib
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from experiments import question as question_lib
@@ -31,7 +29,7 @@ from experiments.running.follow import Sweep
 from experiments.running.launchers import Job
 from experiments.running.machine import Share
 from experiments.running.planned import Planned
-from pretraining import cli
+from pretraining import cli, signals
 from pretraining.errors import UserError
 
 _POLL_S = 0.1
@@ -73,7 +71,7 @@ def main(
         print(cost_lib.describe([p for p in planned if p.name in chosen], len(shares)))
         return 0
     _warn_of_cores(planned, shares[0])
-    with claim.claim(folder, sweep) as held, _signals() as received:
+    with claim.claim(folder, sweep) as held, signals.received() as received:
         state = Sweep(folder, planned, asked.figures[0].metric, chosen)
         missing = [p for p in planned if p.name in chosen and not table.is_done(p)]
         if launcher == "print":
@@ -157,23 +155,6 @@ def _end(state: Sweep, chosen: set[str], received: Sequence[int]) -> int:
         print("stopped by a signal; run the same command again to go on")
         return 128 + received[0]
     return 1 if state.failed(chosen) else 0
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """A list that receives the first SIGTERM or SIGINT; a second one acts as usual."""
-    received: list[int] = []
-
-    def note(number, _frame):
-        received.append(number)
-        signal.signal(number, signal.SIG_DFL)
-
-    old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from pretraining import (
     processes,
     run_folder,
     sharding,
+    signals,
     signs,
 )
 from pretraining import config as config_lib
@@ -128,7 +129,10 @@ def open_run(stack: contextlib.ExitStack, config, folder: pathlib.Path, ledger, 
     update = None if finished else program_lib.compile_update(program, config)
     evaluator = evaluate.Evaluator(program.objective, config, program.mesh, prepared.vocabulary)
     ledger.enter("start")
-    received, agreement = stack.enter_context(_signals()), processes.StopAgreement(program.mesh)
+    received, agreement = (
+        stack.enter_context(signals.received()),
+        processes.StopAgreement(program.mesh),
+    )
     stop = lambda: agreement.push(received[0] if received else 0)
     return Run(folder, config, prepared, program, checkpoints, ledger, update, evaluator, stop)
 
@@ -265,23 +269,6 @@ def _ending_at_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, old)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """A list that receives the first SIGTERM or SIGINT; a second one acts as usual."""
-    received: list[int] = []
-
-    def note(number, _frame):
-        received.append(number)
-        signal.signal(number, signal.SIG_DFL)
-
-    old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":
