@@ -8,11 +8,22 @@ which needs no network) and figures/*.png, *.svg, each as a whole, report.html l
 not done is reported as far as it is.
 """
 
+from pretraining import cli
+
+if __name__ == "__main__":  # --help and a mistake need not wait for the imports below
+    cli.run(
+        "experiments.report",
+        __doc__,
+        with_config=False,
+        positional="folder",
+        baseline="the variant that the others are compared to (default: the question's)",
+        output="where the report is written (default: the folder of the sweep)",
+    )
+
 import pathlib
 import sys
 from collections.abc import Sequence
 
-from pretraining import cli
 from pretraining.errors import UserError
 
 
@@ -74,14 +85,3 @@ def _print_summary(of, blocks: Sequence, place: pathlib.Path) -> None:
         if isinstance(block, page.Warnings):
             print("\n".join([f"{block.title}:", *(f"- {item}" for item in block.items), ""]))
     print(f"The report is in {place}: report.html, report.md, figures/")
-
-
-if __name__ == "__main__":
-    cli.run(
-        main,
-        sys.modules[__name__].__doc__,
-        with_config=False,
-        positional="folder",
-        baseline="the variant that the others are compared to (default: the question's)",
-        output="where the report is written (default: the folder of the sweep)",
-    )

@@ -13,6 +13,25 @@ and SIGTERM, at which the runs save; 2 for a mistake.
 Then: python -m experiments.report runs/masking_ratio
 """
 
+from pretraining import cli
+
+if __name__ == "__main__":  # --help and a mistake need not wait for the imports below
+    cli.run(
+        "experiments.run",
+        __doc__,
+        with_config=False,
+        positional="question",
+        with_overrides=True,
+        workdir="required: folder of the sweep; a folder that holds this sweep is gone on with",
+        protocol="the size at which the question is asked (default tiny)",
+        launcher="local (this machine, default) | slurm | print (a line for each missing run)",
+        jobs="runs at once, which share the cores (default: one per GPU, or one)",
+        only="names of runs, variants, or patterns of them: a,*-seed0",
+        dry="flag: print runs, tokens, FLOPs and estimated time; write nothing",
+        tasks="folder of the tasks of the yardstick; may be added later",
+        slurm="parameters of its tasks: partition=gpu,time=60; time, in minutes, is required",
+    )
+
 import os
 import pathlib
 import sys
@@ -29,7 +48,7 @@ from experiments.running.follow import Sweep
 from experiments.running.launchers import Job
 from experiments.running.machine import Share
 from experiments.running.planned import Planned
-from pretraining import cli, signals
+from pretraining import signals
 from pretraining.errors import UserError
 
 _POLL_S = 0.1
@@ -155,21 +174,3 @@ def _end(state: Sweep, chosen: set[str], received: Sequence[int]) -> int:
         print("stopped by a signal; run the same command again to go on")
         return 128 + received[0]
     return 1 if state.failed(chosen) else 0
-
-
-if __name__ == "__main__":
-    cli.run(
-        main,
-        sys.modules[__name__].__doc__,
-        with_config=False,
-        positional="question",
-        with_overrides=True,
-        workdir="required: folder of the sweep; a folder that holds this sweep is gone on with",
-        protocol="the size at which the question is asked (default tiny)",
-        launcher="local (this machine, default) | slurm | print (a line for each missing run)",
-        jobs="runs at once, which share the cores (default: one per GPU, or one)",
-        only="names of runs, variants, or patterns of them: a,*-seed0",
-        dry="flag: print runs, tokens, FLOPs and estimated time; write nothing",
-        tasks="folder of the tasks of the yardstick; may be added later",
-        slurm="parameters of its tasks: partition=gpu,time=60; time, in minutes, is required",
-    )

@@ -3,12 +3,8 @@
 In a notebook: `run = pretraining.load("runs/mlm")`.
 """
 
+from pretraining import lazy
+
 __all__ = ["load"]
 
-
-def __getattr__(name: str):
-    if name == "load":  # imported when asked for: commands must start quickly
-        from pretraining.notebook import load
-
-        return load
-    raise AttributeError(f"module 'pretraining' has no attribute {name!r}")
+__getattr__ = lazy.names(__name__, load="notebook.load")

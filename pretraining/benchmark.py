@@ -9,6 +9,16 @@ step, `data_wait` the share of all step time spent waiting for rows; `mfu` = `fl
 `--tokens=random` needs no corpus: random rows of a vocabulary of config.tokenizer.size.
 """
 
+from pretraining import cli
+
+if __name__ == "__main__":  # --help and a mistake need not wait for the imports below
+    cli.run(
+        "pretraining.benchmark",
+        __doc__,
+        steps="steps that are timed (default 20)",
+        tokens="corpus (default) | random",
+    )
+
 import itertools
 import json
 import resource
@@ -18,8 +28,8 @@ import time
 import jax
 import numpy as np
 
-from pretraining import cli, flops, sharding
 from pretraining import config as config_lib
+from pretraining import flops, sharding
 from pretraining import program as program_lib
 from pretraining import state as state_lib
 from pretraining.data import loader, prepare, tokenizer
@@ -112,12 +122,3 @@ def random_batches(config, vocabulary: tokenizer.Vocabulary):
             index=np.arange(batch, dtype=np.int32) // config.data.copies,
             copy=np.arange(batch, dtype=np.int32) % config.data.copies,
         )
-
-
-if __name__ == "__main__":
-    cli.run(
-        main,
-        sys.modules[__name__].__doc__,
-        steps="steps that are timed (default 20)",
-        tokens="corpus (default) | random",
-    )

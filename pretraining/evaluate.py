@@ -14,16 +14,32 @@ yardstick/suite.py. It is stored as <step>[-ema]-yardstick-<sample>.json; a late
 fewer tasks and equal settings leaves the figures of the others where they are.
 """
 
+from pretraining import cli
+
+if __name__ == "__main__":  # --help and a mistake need not wait for the imports below
+    cli.run(
+        "pretraining.evaluate",
+        __doc__,
+        with_config=False,
+        workdir="required: folder of the run",
+        corpus="a source (see config.data.corpus) instead of the run's validation split",
+        step="checkpoint (default: the newest)",
+        ema="flag: the moving average of the parameters",
+        rows="rows of the pseudo-perplexity sample (default 8)",
+        suite="yardstick: the figures by which runs of different objectives are compared",
+        tasks="with --suite: folder of blimp/, glue/ and conll2003/, those of them that are there",
+        sample="with --suite: quick (default), or full: slow without an accelerator",
+    )
+
 import json
 import math
 import pathlib
 import re
-import sys
 
 import jax
 import numpy as np
 
-from pretraining import cli, files, metrics, predict, run_folder, sharding, step
+from pretraining import files, metrics, predict, run_folder, sharding, step
 from pretraining.data import loader, prepare
 from pretraining.data.row import SPECIAL_POSITIONS, Row
 from pretraining.errors import UserError
@@ -228,19 +244,3 @@ def likelihoods(run, stores, rows: int, loss: float) -> dict[str, float]:
 def _slug(corpus: str) -> str:
     """The corpus's name as a part of a file name."""
     return re.sub(r"[^A-Za-z0-9]+", "_", corpus).strip("_")[-60:]
-
-
-if __name__ == "__main__":
-    cli.run(
-        main,
-        sys.modules[__name__].__doc__,
-        with_config=False,
-        workdir="required: folder of the run",
-        corpus="a source (see config.data.corpus) instead of the run's validation split",
-        step="checkpoint (default: the newest)",
-        ema="flag: the moving average of the parameters",
-        rows="rows of the pseudo-perplexity sample (default 8)",
-        suite="yardstick: the figures by which runs of different objectives are compared",
-        tasks="with --suite: folder of blimp/, glue/ and conll2003/, those of them that are there",
-        sample="with --suite: quick (default), or full: slow without an accelerator",
-    )

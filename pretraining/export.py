@@ -8,19 +8,31 @@ before what was written has been read back and compared: the parameters bit for 
 torch and transformers are installed, the class's own logits and ids with those of this run.
 """
 
+from pretraining import cli
+
+if __name__ == "__main__":  # --help and a mistake need not wait for the imports below
+    cli.run(
+        "pretraining.export",
+        __doc__,
+        with_config=False,
+        workdir="required: folder of the run",
+        output="required: folder to write; must be new or empty",
+        step="a checkpoint of the run instead of the newest",
+        ema="flag: the moving average of the parameters",
+    )
+
 import contextlib
 import json
 import os
 import pathlib
-import sys
 import tempfile
 from collections.abc import Iterator
 
 import jax
 from flax import traverse_util
 
-from pretraining import cli, notebook, run_folder
 from pretraining import config as config_lib
+from pretraining import notebook, run_folder
 from pretraining.errors import UserError
 from pretraining.hugging_face import architectures, checks, folder, tokenizers, weights
 
@@ -146,15 +158,3 @@ def _write_types(file: pathlib.Path, types: dict[int, int]) -> None:
         if special := item.get("SpecialToken"):
             special["type_id"] = types.get(ids[special["id"]], special["type_id"])
     file.write_text(json.dumps(content, ensure_ascii=False))
-
-
-if __name__ == "__main__":
-    cli.run(
-        main,
-        sys.modules[__name__].__doc__,
-        with_config=False,
-        workdir="required: folder of the run",
-        output="required: folder to write; must be new or empty",
-        step="a checkpoint of the run instead of the newest",
-        ema="flag: the moving average of the parameters",
-    )

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pretraining import checkpoint, metrics, observe, predict, run_folder
+from pretraining import checkpoint, compilation_cache, metrics, observe, predict, run_folder
 from pretraining import config as config_lib
 from pretraining.data.row import SPECIAL_POSITIONS, WORD_START
 from pretraining.data.tokenizer import Vocabulary
@@ -35,6 +35,7 @@ def load(workdir: str | pathlib.Path, step: int | None = None, ema: bool = False
     """
     folder = run_folder.locate(workdir)
     config = run_folder.stored_config(folder)
+    compilation_cache.use(config.data)
     with config.unlocked():
         config.model.attention = "xla"  # the kernels of accelerators don't run here
     vocabulary = Vocabulary.load(folder / run_folder.VOCABULARY)

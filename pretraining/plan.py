@@ -21,20 +21,30 @@ Printed are, for one device (a chip; of v2 and v3 a core, which is what JAX call
 `--json=FILE` stores the same figures, bytes not rounded.
 """
 
+from pretraining import cli
+
+if __name__ == "__main__":  # --help and a mistake need not wait for the imports below
+    cli.run(
+        "pretraining.plan",
+        __doc__,
+        topology="v5e:4x4, v5p:8x8x8, ... | cpu:8 (the default) | here",
+        utilisation="share of the peak that the step reaches (default 0.4)",
+        json="file for the figures",
+    )
+
 import contextlib
 import json as json_lib
 import math
 import os
 import pathlib
 import re
-import sys
 import time
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
-from pretraining import cli, flops, hlo, sharding
+from pretraining import flops, hlo, sharding
 from pretraining import program as program_lib
 from pretraining import state as state_lib
 from pretraining.data.row import SPECIAL_POSITIONS
@@ -387,13 +397,3 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
 
 def _gib(size: float) -> str:
     return f"{size / GIB:.1f} GiB"
-
-
-if __name__ == "__main__":
-    cli.run(
-        main,
-        sys.modules[__name__].__doc__,
-        topology="v5e:4x4, v5p:8x8x8, ... | cpu:8 (the default) | here",
-        utilisation="share of the peak that the step reaches (default 0.4)",
-        json="file for the figures",
-    )

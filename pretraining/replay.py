@@ -8,7 +8,18 @@ updates after it, and prints the figures of update N beside those that were kept
 text, and the parameters whose gradient is not finite. Nothing in the run folder changes.
 """
 
-import sys
+from pretraining import cli
+
+if __name__ == "__main__":  # --help and a mistake need not wait for the imports below
+    cli.run(
+        "pretraining.replay",
+        __doc__,
+        with_config=False,
+        workdir="required: folder of the run",
+        step="required: number of the update, from 1",
+        rows="rows that are shown (default 3)",
+    )
+
 from typing import Any
 
 import jax
@@ -17,7 +28,7 @@ import numpy as np
 
 from pretraining import (
     checkpoint,
-    cli,
+    compilation_cache,
     guard,
     init_from,
     metrics,
@@ -40,6 +51,7 @@ def main(workdir: str, step: str | None, rows: str | None) -> int:
     folder = run_folder.locate(workdir)
     number, shown = cli.number("step", step, None, 1), cli.number("rows", rows, 3)
     config = program.for_these_devices(run_folder.stored_config(folder))
+    compilation_cache.use(config.data)
     if number > config.train.steps:
         raise UserError(f"--step={step}: the run has {config.train.steps} updates")
     prepared = prepare.prepare(init_from.with_own_tokenizer(config, folder))
@@ -142,14 +154,3 @@ def _print_gradients(finite) -> None:
         print(f"  {name}")
     if len(bad) > SHOWN:
         print(f"  ... and {len(bad) - SHOWN} more")
-
-
-if __name__ == "__main__":
-    cli.run(
-        main,
-        sys.modules[__name__].__doc__,
-        with_config=False,
-        workdir="required: folder of the run",
-        step="required: number of the update, from 1",
-        rows="rows that are shown (default 3)",
-    )

@@ -8,6 +8,19 @@ where another process was lost: run the same line again; 2 for a mistake or a fu
 line. Several hosts: experiments/launch/README.md.
 """
 
+from pretraining import cli
+
+if __name__ == "__main__":  # --help and a mistake need not wait for the imports below
+    cli.run(
+        "pretraining.train",
+        __doc__,
+        workdir="required: folder of the run; a folder that holds this run is resumed",
+        distributed="flag: several processes, as SLURM, Open MPI, Kubernetes or a TPU pod says",
+        coordinator="several processes without those: host:port of process 0",
+        process_count="and how many they are",
+        process_index="and which this one is, from 0",
+    )
+
 import contextlib
 import dataclasses
 import pathlib
@@ -21,7 +34,7 @@ import jax.numpy as jnp
 
 from pretraining import (
     checkpoint,
-    cli,
+    compilation_cache,
     evaluate,
     goodput,
     init_from,
@@ -52,6 +65,7 @@ def main(
     """The command; returns the exit status."""
     age = goodput.process_age()
     guard_lib.check(config)
+    compilation_cache.use(config.data)
     silence = config.guard.silence
     processes.initialize(distributed, coordinator, process_count, process_index, silence)
     folder = run_folder.locate(workdir)
@@ -269,15 +283,3 @@ def _ending_at_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, old)
-
-
-if __name__ == "__main__":
-    cli.run(
-        main,
-        sys.modules[__name__].__doc__,
-        workdir="required: folder of the run; a folder that holds this run is resumed",
-        distributed="flag: several processes, as SLURM, Open MPI, Kubernetes or a TPU pod says",
-        coordinator="several processes without those: host:port of process 0",
-        process_count="and how many they are",
-        process_index="and which this one is, from 0",
-    )

@@ -24,6 +24,17 @@ Training calls the same function and finds what is there. Below `config.data.cac
 so that the same text is prepared once for all sequence lengths, objectives and mixtures.
 """
 
+from pretraining import cli
+
+if __name__ == "__main__":  # --help and a mistake need not wait for the imports below
+    cli.run(
+        "pretraining.data.prepare",
+        __doc__,
+        verify="flag: check every byte of the stores and read the sources again",
+        shares="divide the files among so many processes; without --share: merge what they made",
+        share="the number of this process, from 0",
+    )
+
 import collections
 import functools
 import os
@@ -315,8 +326,6 @@ def main(config, verify: bool, shares: str | None = None, share: str | None = No
 
 def _chosen_share(shares: str | None, share: str | None, verify: bool) -> Share:
     """Of --shares alone, share 0; checked."""
-    from pretraining import cli
-
     count = cli.number("shares", shares, 1, at_least=1)
     number = cli.number("share", share, 0)
     if share and not shares:
@@ -355,15 +364,3 @@ def _table(rows: list[tuple[str, ...]]) -> str:
         right = (text.rjust(width) for text, width in zip(numbers, widths[1:-1], strict=True))
         lines.append("  ".join([first.ljust(widths[0]), *right, last]))
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    from pretraining import cli
-
-    cli.run(
-        main,
-        __doc__,
-        verify="flag: check every byte of the stores and read the sources again",
-        shares="divide the files among so many processes; without --share: merge what they made",
-        share="the number of this process, from 0",
-    )

@@ -9,12 +9,24 @@ with reference curves of healthy runs, and looks at learning rate, gradients and
 0 = nothing suspicious, 1 = warnings, or runs that cannot be read, 2 = a mistake.
 """
 
+from pretraining import cli
+
+if __name__ == "__main__":  # --help and a mistake need not wait for the imports below
+    cli.run(
+        "pretraining.doctor.__main__",
+        __doc__,
+        with_config=False,
+        positional="workdir",
+        json="flag: findings for machines",
+        full="flag: what is in order, too",
+        record="flag: writes reference curves of the finished runs, instead of examining them",
+    )
+
 import os
 import sys
 import textwrap
 from json import dumps
 
-from pretraining import cli
 from pretraining.errors import UserError
 
 _WIDTH = 100
@@ -94,15 +106,3 @@ def _paragraph(finding) -> str:
 
 def _wrap(label: str, text: str) -> str:
     return textwrap.fill(text, _WIDTH, initial_indent=label, subsequent_indent="      ")
-
-
-if __name__ == "__main__":
-    cli.run(
-        main,
-        sys.modules[__name__].__doc__,
-        with_config=False,
-        positional="workdir",
-        json="flag: findings for machines",
-        full="flag: what is in order, too",
-        record="flag: writes reference curves of the finished runs, instead of examining them",
-    )

@@ -8,8 +8,10 @@ What is shown is the example that the loss reads, by `Objective.describe`; no ob
 here. The command is `python -m pretraining.show`, in `__main__.py`.
 """
 
-from pretraining.show.example import read
-from pretraining.show.picture import figure
-from pretraining.show.terminal import text
+from pretraining import lazy
 
 __all__ = ["figure", "read", "text"]
+
+__getattr__ = lazy.names(
+    __name__, figure="picture.figure", read="example.read", text="terminal.text"
+)

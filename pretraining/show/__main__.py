@@ -10,14 +10,31 @@ would read if the text were the first row of the next batch; a generator's sampl
 dropout. Colours where the output is a terminal and NO_COLOR is unset.
 """
 
+import sys
+
+from pretraining import cli
+
+if __name__ == "__main__":  # --help and a mistake need not wait for the imports below
+    cli.run(
+        "pretraining.show.__main__",
+        __doc__,
+        # where a recipe is named, or its keys are wanted in the help
+        with_config=any(word.split("=")[0] in ("--config", "--help", "-h") for word in sys.argv),
+        text="required: what to show, at most a row of the model",
+        workdir="folder of a run, instead of --config",
+        step="checkpoint (default: the newest); with --config the step of the schedule (default 0)",
+        ema="flag: the moving average of a run's parameters",
+        seed="of the corruption (default: config.seed.corruption)",
+        output="file of the picture (default show.png); its ending says the format",
+    )
+
 import os
 import pathlib
 import shutil
-import sys
 
 import jax
 
-from pretraining import cli, init_from, notebook, show, state
+from pretraining import compilation_cache, init_from, notebook, show, state
 from pretraining import config as config_lib
 from pretraining.data import prepare
 from pretraining.errors import UserError
@@ -48,6 +65,7 @@ def main(text, output, seed, step, workdir, ema, config=None) -> int:
 
 def untrained(config, step: int = 0) -> notebook.Run:
     """A Run that has not begun: the parameters of step 0, the masks and knobs of `step`."""
+    compilation_cache.use(config.data)
     config = config_lib.without_epochs(init_from.adopt(config, None))
     with config.unlocked():
         config.model.attention = "xla"  # wherever this is, it runs there
@@ -70,22 +88,3 @@ def _vocabulary(config):
     origin = config.tokenizer.model or f"{_SOURCE}; others by --config.tokenizer.model or --workdir"
     print(f"vocabulary: {vocabulary.size:,} pieces of {origin}", file=sys.stderr)
     return vocabulary
-
-
-def _has_config(argv: list[str]) -> bool:
-    """Whether a recipe is named, or its keys are wanted in the help."""
-    return any(argument.split("=")[0] in ("--config", "--help", "-h") for argument in argv)
-
-
-if __name__ == "__main__":
-    cli.run(
-        main,
-        __doc__,
-        with_config=_has_config(sys.argv),
-        text="required: what to show, at most a row of the model",
-        workdir="folder of a run, instead of --config",
-        step="checkpoint (default: the newest); with --config the step of the schedule (default 0)",
-        ema="flag: the moving average of a run's parameters",
-        seed="of the corruption (default: config.seed.corruption)",
-        output="file of the picture (default show.png); its ending says the format",
-    )
