@@ -32,7 +32,6 @@ if __name__ == "__main__":  # --help and a mistake need not wait for the imports
         slurm="parameters of its tasks: partition=gpu,time=60; time, in minutes, is required",
     )
 
-import os
 import pathlib
 import sys
 import time
@@ -98,7 +97,7 @@ def main(
                 print(launchers.command_line(table.commands_left(each, "python")))
             return 0
         if missing:
-            environment, stop = _environment(folder), lambda: received
+            environment, stop = {}, lambda: received
             _prepare(missing[0], shares[0], environment, held, stop)
             todo = [Job(p.name, table.commands_left(p), state.log(p.name)) for p in missing]
             if launcher == "slurm":
@@ -132,19 +131,6 @@ def _warn_of_cores(planned: Sequence[Planned], share: Share) -> None:
             f"{len(share.cores)}: their last bits differ, and the report will name it; see --jobs",
             file=sys.stderr,
         )
-
-
-def _environment(folder: pathlib.Path) -> dict[str, str]:
-    """Variables that runs get beside their own.
-
-    One cache of compiled programs, which runs that differ in seeds share, unless the user has one.
-    """
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(folder.absolute() / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    return {name: value for name, value in cache.items() if name not in os.environ}
 
 
 def _prepare(

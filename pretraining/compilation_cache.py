@@ -8,8 +8,9 @@ JAX_ENABLE_COMPILATION_CACHE=false.
 An entry is found by a hash of the program, the compiler's version and options and the devices, and
 holds the executable that the compiler made, so a run that is resumed with it remains the same bit
 for bit. Processes lock the folder while they read or write; of a run of several, process 0 writes.
-What was compiled for one CPU may hold instructions that another lacks, hence a folder for each
-type of CPU, as homes are shared. Who can write to the folder decides what is executed.
+What was compiled for one CPU may hold instructions that another lacks, and is divided among as many
+cores as there were, hence a folder for each type of CPU and number of cores: caches are shared.
+Who can write to the folder decides what is executed.
 """
 
 import hashlib
@@ -20,10 +21,13 @@ import sys
 import filelock
 import jax
 
+from pretraining import processes
 from pretraining.data import cache
 
 MAX_BYTES = 2 << 30  # above it the programs unused for longest go; one of ours takes 0.1 to 20 MB
-_CPU = ("model name", "flags", "CPU implementer", "CPU part", "Features")  # of x86; of ARM
+_CPUINFO = pathlib.Path("/proc/cpuinfo")
+_TYPE = ("model name", "flags", "CPU implementer", "CPU part", "Features")  # lines of x86, of ARM
+_WAIT_S = 10.0  # for the lock of the folder, as long as JAX waits
 _PROGRAM, _USED = "-cache", "-atime"  # endings of JAX's files: an entry, and when it was last used
 
 
@@ -39,7 +43,7 @@ def use(data_config) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_remains(folder)
-    except (OSError, filelock.Timeout) as error:
+    except OSError as error:  # also where another process holds the lock for long
         print(f"compiled programs are not kept: {error}", file=sys.stderr)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -49,13 +53,10 @@ def use(data_config) -> None:
 
 
 def _cpu() -> str:
-    """A hash of the type of this machine's CPU."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        lines = []
-    told = sorted({line for line in lines if line.startswith(_CPU)})
-    facts = [platform.system(), platform.machine(), platform.processor(), *told]
+    """A hash of the type of this machine's CPU and of the cores that this process may use."""
+    lines = _CPUINFO.read_text().splitlines() if _CPUINFO.exists() else []  # Linux has it
+    facts = [platform.system(), platform.machine(), platform.processor(), str(processes.cores())]
+    facts += sorted({line for line in lines if line.startswith(_TYPE)})
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 
 
@@ -64,7 +65,7 @@ def _remove_remains(folder: pathlib.Path) -> None:
 
     It notes the use of an entry as the last thing of writing it, before it gives back the lock.
     """
-    with filelock.FileLock(folder / ".lockfile", timeout=10):
+    with filelock.FileLock(folder / ".lockfile", timeout=_WAIT_S):
         for entry in folder.glob(f"*{_PROGRAM}"):
             if not entry.with_name(entry.name.removesuffix(_PROGRAM) + _USED).exists():
                 entry.unlink()

@@ -77,6 +77,13 @@ def initialize(
             raise UserError(f"{option}: {_why(error, bool(explicit))}") from None
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
 def _explicit(coordinator, process_count, process_index) -> dict[str, Any]:
     """The arguments of jax.distributed.initialize; none where no option is given."""
     options = {

@@ -159,9 +159,7 @@ def _provenance(data_fingerprint: str, step: int) -> dict:
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "devices": [jax.device_count(), jax.devices()[0].device_kind],
         "processes": jax.process_count(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": processes.cores(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "data": data_fingerprint,
     }

@@ -320,20 +320,6 @@ def test_the_same_flops_as_a_variant_that_is_not_there_are_refused(go, question)
         go()
 
 
-def test_compiled_programs_are_shared_unless_the_user_says_where(tmp_path, monkeypatch):
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    rest = {
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    for name in rest:
-        monkeypatch.delenv(name, raising=False)
-    here = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
-    assert run._environment(tmp_path) == here | rest
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/there")
-    assert run._environment(tmp_path) == rest
-
-
 def test_two_processes_at_once_are_refused(go, tmp_path):
     sweep = {"question": str(tmp_path / "question"), "protocol": "tiny", "overrides": {}}
     with (

@@ -119,6 +119,7 @@ def _start(bench: Bench, words: list[str]) -> subprocess.Popen:
     return start(
         [*bench.prefix, sys.executable, "-m", *words],
         PYTHONPATH=os.pathsep.join(filter(None, given)),
+        JAX_ENABLE_COMPILATION_CACHE=str(bench.compiled is not None),
         JAX_COMPILATION_CACHE_DIR=str(bench.compiled) if bench.compiled else None,
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
         JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",

@@ -1,0 +1,204 @@
+"""How long a start takes: to the first update, to `--help`, and to compile deep networks.
+
+    python -m experiments.speed.start [--times=3] [--output=start.md]
+
+First update: `python -m pretraining.train --config=configs/<objective>.py:tiny` as a process of its
+own in a new run folder, with a token store that is there. What is told is the sum of `time/total/*`
+in the first line of metrics.jsonl: seconds from the birth of the process until the figures of
+update 1 have been read on the host, by which time update 2 has been sent off. "cold" has an empty
+folder of compiled programs, "second" the one that the cold start before it left. The median, and
+the phases of that start.
+
+Help: from starting `python -m <command> --help` to its end, the median of five.
+
+Compiling: `python -m pretraining.plan --topology=cpu:1` (tracing, lowering and compiling the
+update) of masked_lm at ELECTRA-small's width (256, 4 heads, 1,024), 8 rows of 128.
+
+CPU seconds are those of the process, with all its threads: unlike the others they hardly depend on
+what else the machine does.
+"""
+
+from pretraining import cli
+
+if __name__ == "__main__":  # --help and a mistake need not wait for the imports below
+    cli.run(
+        "experiments.speed.start",
+        __doc__,
+        with_config=False,
+        times="starts of each kind, of which the median is told (default 3)",
+        output="file that the tables are written to, too",
+    )
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from configs import base
+from pretraining import metrics
+from pretraining.config import objective_names
+from pretraining.data import cache
+from pretraining.errors import UserError
+from pretraining.goodput import PREFIX
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+PHASES = ("start", "prepare", "compile", "step")  # those of the ledger before the second update
+DEPTHS = (12, 24)
+_HELP_TIMES = 5
+
+
+class Timed(NamedTuple):
+    """Seconds of a process: of the clock, and of all cores together."""
+
+    wall: float
+    cpu: float
+
+
+class Start(NamedTuple):
+    """Seconds to the first update: all of them, by phase, and of all cores until the end."""
+
+    total: float
+    phases: dict[str, float]
+    cpu: float
+
+
+def main(times: str | None, output: str | None) -> int:
+    """Prints the tables, and writes them."""
+    count = cli.number("times", times, 3, at_least=1)
+    lines = [f"- {fact}" for fact in _facts()]
+    for table in (_first_updates(count), _helps(), _depths(count)):
+        lines += ["", *_markdown(table)]
+        print("\n".join(_markdown(table)), flush=True)
+    if output:
+        pathlib.Path(output).write_text("# Time to start\n\n" + "\n".join(lines) + "\n")
+    return 0
+
+
+# ------------------------------------------------------------------------------------ first update
+
+
+def _first_updates(count: int) -> Iterator[tuple]:
+    """The table: a row for each objective and kind of start."""
+    yield ("objective", "start", "first update, s", *PHASES, "CPU s of the run")
+    for objective in objective_names():
+        recipe = f"configs/{objective}.py:tiny"
+        _run("pretraining.data.prepare", f"--config={recipe}")
+        kinds = {"cold": [], "second": []}
+        for _ in range(count):
+            with tempfile.TemporaryDirectory() as folder:
+                environment = _without_compiled(pathlib.Path(folder))
+                for kind, starts in kinds.items():
+                    starts.append(first_update(recipe, pathlib.Path(folder, kind), environment))
+        for kind, starts in kinds.items():
+            start = sorted(starts)[len(starts) // 2]
+            yield (objective, kind, start.total, *(start.phases[p] for p in PHASES), start.cpu)
+
+
+def first_update(recipe: str, workdir: pathlib.Path, environment: dict[str, str]) -> Start:
+    """Trains two updates in a new folder, as a process with these variables beside its own."""
+    words = [f"--config={recipe}", f"--workdir={workdir}", "--config.log.every=1"]
+    timed = _run("pretraining.train", *words, "--config.train.steps=2", **environment)
+    line = metrics.read(workdir / metrics.FILE)[0]
+    totals = {k.removeprefix(PREFIX): v for k, v in line.items() if k.startswith(PREFIX)}
+    return Start(sum(totals.values()), totals, timed.cpu)
+
+
+def _without_compiled(folder: pathlib.Path) -> dict[str, str]:
+    """Variables of a process whose cache holds the stores that are there, and nothing compiled."""
+    there = cache.root(base.get_config().data)
+    (folder / "cache").mkdir()
+    for name in ("stores", "tokenizers"):
+        (folder / "cache" / name).symlink_to(there / name)
+    return {"PRETRAINING_CACHE": str(folder / "cache")}
+
+
+# -------------------------------------------------------------------------------------------- help
+
+
+def _helps() -> Iterator[tuple]:
+    """The table: a row for each command."""
+    yield ("command", "--help, s", "CPU s")
+    for command in commands():
+        found = [_run(command, "--help") for _ in range(_HELP_TIMES)]
+        yield (f"`{command}`", *map(statistics.median, zip(*found, strict=True)))
+
+
+def commands() -> list[str]:
+    """Every module that is a command line: `python -m <module>`."""
+    found = []
+    for package in ("pretraining", "experiments"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if re.search(r"^    cli\.run\($", path.read_text(), re.M):
+                found.append(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    return [name.removesuffix(".__main__") for name in found]
+
+
+# ------------------------------------------------------------------------------------------- depth
+
+
+def _depths(count: int) -> Iterator[tuple]:
+    """The table: a row for each execution; the last column is the deepest over the shallowest."""
+    yield ("execution", *(f"{depth} layers, s" for depth in DEPTHS), "ratio")
+    for execution in ("scanned", "unrolled"):
+        seconds = [
+            statistics.median(compile_seconds(depth, execution) for _ in range(count))
+            for depth in DEPTHS
+        ]
+        yield (execution, *seconds, seconds[-1] / seconds[0])
+
+
+def compile_seconds(layers: int, execution: str) -> float:
+    """Of the update, in a process that finds nothing compiled."""
+    with tempfile.TemporaryDirectory() as folder:
+        keys = {"model.layers": layers, "model.execution": execution, "train.batch_size": 8}
+        words = [f"--config.{key}={value}" for key, value in keys.items()]
+        words += ["--config=configs/masked_lm.py:small", "--topology=cpu:1"]
+        _run("pretraining.plan", *words, f"--json={folder}/plan.json")
+        return json.loads(pathlib.Path(folder, "plan.json").read_text())["compile_s"]
+
+
+# ---------------------------------------------------------------------------------------- processes
+
+
+def _run(module: str, *words: str, **environment: str) -> Timed:
+    """Runs a command to its end, with no compiled programs but those of the cache it is given."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    command = [sys.executable, "-m", module, *words]
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=own | environment, stdout=said, stderr=said
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            raise UserError(f"{' '.join(command)}: {said.read().decode().strip()}")
+    return Timed(wall, usage.ru_utime + usage.ru_stime)
+
+
+# ------------------------------------------------------------------------------------------- tables
+
+
+def _facts() -> Sequence[str]:
+    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("jax", "jaxlib", "flax"))
+    load = f"{os.getloadavg()[1]:.1f} processes were waiting in the five minutes before"
+    return (
+        "`python -m experiments.speed.start`, which explains the columns",
+        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} CPU cores, {versions}; {load}",
+    )
+
+
+def _markdown(rows) -> list[str]:
+    head, *rest = list(rows)
+    cells = [[c if isinstance(c, str) else f"{c:.2f}" for c in row] for row in rest]
+    return [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *cells]]
