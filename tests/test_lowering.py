@@ -1,5 +1,6 @@
 """Every objective's training step lowers for accelerators that are not here."""
 
+import collections
 import re
 
 import jax
@@ -9,6 +10,7 @@ from jax import export
 from pretraining import config as config_lib
 from pretraining import program as program_lib
 from pretraining import state as state_lib
+from pretraining import step as step_lib
 from pretraining.data import tokenizer
 
 SMALL = {
@@ -47,3 +49,29 @@ def test_the_step_lowers_to_standard_operations(name):
     assert "stablehlo.dot_general" in text
     # A call of Python from the device, or of a library, would stand here.
     assert re.findall(r"custom_call[^\n]*", text) == []
+
+
+def gradient_operations(execution, layers) -> collections.Counter:
+    """How often each operation stands in the gradient of the loss."""
+    sizes = SMALL | {"model.execution": execution, "model.layers": layers}
+    config = config_lib.load("configs/masked_lm.py:tiny", sizes)
+    objective = config_lib.build_objective(config, tokenizer.stand_in(config.tokenizer.size))
+
+    def gradient(params, rows, key):
+        knobs = objective.evaluation_knobs
+        examples = state_lib.corrupt_rows(objective, key, rows, knobs)
+        return step_lib.gradients(objective, params, examples, knobs, key, 1)[0]
+
+    params = jax.eval_shape(lambda: state_lib.init_params(objective, config))
+    lowered = jax.jit(gradient).lower(params, state_lib.empty_rows(config, 8), jax.random.key(0))
+    return collections.Counter(re.findall(r"stablehlo\.(\w+)", lowered.as_text()))
+
+
+def test_scanned_layers_are_lowered_once():
+    """A layer more adds what puts its parameters to the others and takes its gradients out."""
+    moves = {"broadcast_in_dim", "concatenate", "reshape", "slice"}
+    more = gradient_operations("scanned", 8) - gradient_operations("scanned", 4)
+    assert set(more) <= moves
+    assert more["slice"] > 0
+    more = gradient_operations("unrolled", 8) - gradient_operations("unrolled", 4)
+    assert more["dot_general"] == 4 * 24  # 8 products a layer, each with two in the backward pass
