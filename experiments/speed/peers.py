@@ -1,0 +1,395 @@
+"""Our training step beside that of Hugging Face transformers, on the CPU of this machine.
+
+    python -m experiments.speed.peers [--peer_python=PYTHON] [--rounds=4] [--steps=4]
+        [--objectives=masked_lm,...] [--output=FILE]
+
+Both train the same network (12 layers of 256, 4 heads, 1,024; V = 32,000; 32 rows of 128 positions;
+dropout .1; float32) on the same random tokens: ours from a token store through the loader,
+transformers through a torch DataLoader and its collators. A step is all of it: the next batch,
+corruption, forward, backward, clipping, AdamW. Tokens are positions on both sides, 32 x 128 a step.
+
+Every side is a process of its own, and they take turns, so that only one computes: A B C A B C ...
+Those that wait sleep; how much CPU time they took all the same is told. transformers runs twice,
+with glibc's large pages (GLIBC_TUNABLES), which our side has, and without; in each table stands the
+faster. `--peer_python` is an interpreter that has torch and transformers, which the project does
+not need (the extra `parity` installs them).
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import pathlib
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import psutil
+
+from experiments.speed.sides import tokens
+from experiments.speed.sides.worker import Task
+from pretraining import cli
+from pretraining.errors import UserError
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+OUTPUT = ROOT / "experiments/speed/measured/peers.md"
+OURS = "ours"
+# How the objectives are called in tables, and the class of transformers that they stand beside.
+TITLES = {
+    "masked_lm": "MLM (BERT)",
+    "causal_lm": "CLM (GPT-2)",
+    "replaced_token_detection": "RTD (ELECTRA)",
+    "permutation_lm": "PLM (XLNet)",
+}
+ELECTRA_SMALL = dict(
+    layers=12,
+    width=256,
+    heads=4,
+    mlp_width=1024,
+    vocabulary_size=32_000,
+    batch_size=32,
+    sequence_length=128,
+    dropout=0.1,
+)
+BATCHES = 64  # in the token store
+
+# The large buffers of a step in huge pages, where the kernel gives them to those that ask.
+LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
+
+class Side(NamedTuple):
+    """How a side is started.
+
+    Attributes:
+      name: in tables.
+      python: interpreter.
+      module: that serves (sides/worker.py).
+      environment: variables that it has beside those of this process, GLIBC_TUNABLES apart.
+    """
+
+    name: str
+    python: str
+    module: str
+    environment: Mapping[str, str]
+
+
+def main(
+    peer_python: str | None,
+    rounds: str | None,
+    steps: str | None,
+    objectives: str | None,
+    output: str | None,
+) -> int:
+    """The command."""
+    names = _objectives(objectives)
+    counts = {
+        "rounds": cli.number("rounds", rounds, 4, at_least=1),
+        "steps": cli.number("steps", steps, 4, at_least=1),
+    }
+    peer = peer_python or sys.executable
+    check_peer(peer)
+    measured = []
+    for name in names:
+        measured.append(measure(name, ELECTRA_SMALL, sides(peer), **counts))
+        print(table(measured[-1:]), flush=True)
+    options = "".join(f" --{key}={value}" for key, value in counts.items())
+    options += f" --objectives={objectives}" if objectives else ""
+    text = report(measured, f"python -m experiments.speed.peers --peer_python=PYTHON{options}")
+    path = pathlib.Path(output or OUTPUT)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    print(f"\n{text}")
+    return 0
+
+
+def _objectives(chosen: str | None) -> list[str]:
+    names = chosen.split(",") if chosen else list(TITLES)
+    for name in names:
+        if name not in TITLES:
+            raise UserError(f"--objectives={name!r}: {', '.join(TITLES)}, or some of them")
+    return names
+
+
+def check_peer(python: str) -> None:
+    """Refuses an interpreter without torch and transformers; UserError says what to do."""
+    try:
+        found = subprocess.run(
+            [python, "-c", "import torch, transformers"], capture_output=True, text=True
+        )
+    except OSError as error:
+        raise UserError(f"--peer_python={python!r}: {error.strerror}") from None
+    if found.returncode:
+        reason = (found.stderr.strip().splitlines() or [f"exit status {found.returncode}"])[-1]
+        raise UserError(
+            f"--peer_python={python!r} cannot import torch and transformers ({reason}): name an"
+            " interpreter that can, or install the extra 'parity'"
+        )
+
+
+def sides(peer_python: str) -> list[Side]:
+    """Ours, and transformers without and with large pages."""
+    peer = (peer_python, "experiments.speed.sides.hugging_face")
+    return [
+        Side(OURS, sys.executable, "experiments.speed.sides.ours", LARGE_PAGES),
+        Side("transformers", *peer, {}),
+        Side("transformers, large pages", *peer, LARGE_PAGES),
+    ]
+
+
+# ------------------------------------------------------------------------------------ measurement
+
+
+class Measured(NamedTuple):
+    """One objective.
+
+    Attributes:
+      objective: its name.
+      tokens: B x L, of a step.
+      facts: {side: what it told at its start}.
+      rounds: [{side: {"seconds": of each step, "waits": of each, "memory": bytes}}].
+      peaks: FLOP/s of the best of some matrix products, once a round.
+      idle: largest share of one core that those that waited took together during a turn.
+    """
+
+    objective: str
+    tokens: int
+    facts: dict[str, dict[str, Any]]
+    rounds: list[dict[str, dict[str, Any]]]
+    peaks: list[float]
+    idle: float
+
+    def rates(self, side: str) -> list[float]:
+        """Tokens per second of each round."""
+        return [
+            self.tokens * len(each[side]["seconds"]) / sum(each[side]["seconds"])
+            for each in self.rounds
+        ]
+
+    def peer(self) -> str:
+        """The fastest of the sides that are not ours."""
+        others = [side for side in self.facts if side != OURS]
+        return max(others, key=lambda side: statistics.median(self.rates(side)))
+
+    def ratios(self) -> list[float]:
+        """How many times faster ours was, in each round."""
+        pairs = zip(self.rates(OURS), self.rates(self.peer()), strict=True)
+        return [ours / other for ours, other in pairs]
+
+    def data_wait(self, side: str) -> float:
+        """Share of all step time that was spent waiting for batches."""
+        waits, seconds = (
+            sum(sum(each[side][key]) for each in self.rounds) for key in ("waits", "seconds")
+        )
+        return waits / seconds
+
+    def flops_per_s(self) -> float:
+        """Of our side, the median round."""
+        return self.facts[OURS]["flops"] * statistics.median(self.rates(OURS)) / self.tokens
+
+
+def measure(
+    objective: str, sizes: Mapping[str, Any], started: Sequence[Side], rounds: int, steps: int
+) -> Measured:
+    """Starts the sides, warms them up one after the other, and lets them take turns.
+
+    Args:
+      objective: one of TITLES.
+      sizes: see `Task`.
+      started: the first one is ours.
+      rounds, steps: turns of each side, and steps of a turn.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        task = Task(objective=objective, folder=folder, **sizes)
+        per_step = task.batch_size * task.sequence_length
+        tokens.write(pathlib.Path(folder), task.vocabulary_size, BATCHES * per_step)
+        workers, facts = {}, {}
+        for side in started:  # one after the other: a start computes too
+            workers[side.name] = stack.enter_context(_worker(side, task))
+            facts[side.name] = workers[side.name].receive()
+        idle, taken, peaks = 0.0, [], []
+        for _ in range(rounds):
+            peaks.append(workers[OURS].ask({"do": "peak"}))
+            taken.append({})
+            for name in workers:
+                taken[-1][name], share = _turn(workers, name, steps)
+                idle = max(idle, share)
+    return Measured(objective, per_step, facts, taken, peaks, idle)
+
+
+def _turn(workers: dict[str, "Worker"], name: str, steps: int) -> tuple[dict[str, Any], float]:
+    """What one side answers, and the share of a core that the others took meanwhile."""
+    waiting = [worker for other, worker in workers.items() if other != name]
+    start, before = time.perf_counter(), sum(worker.cpu_seconds() for worker in waiting)
+    answer = workers[name].ask({"do": "steps", "count": steps})
+    took = sum(worker.cpu_seconds() for worker in waiting) - before
+    return answer, took / (time.perf_counter() - start)
+
+
+class Worker:
+    """A side that runs. Talks in lines of JSON: sides/worker.py."""
+
+    def __init__(self, name: str, process: subprocess.Popen):
+        self.name = name
+        self._process = process
+
+    def ask(self, request: dict[str, Any]) -> Any:
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return self.receive()
+
+    def receive(self) -> Any:
+        """The next answer.
+
+        Raises:
+          UserError: the process has ended instead; why, it has told on stderr.
+        """
+        line = self._process.stdout.readline()
+        if not line:
+            status = self._process.wait()
+            raise UserError(f"the side {self.name!r} ended with status {status}: see above")
+        return json.loads(line)
+
+    def cpu_seconds(self) -> float:
+        """CPU time of the process with all its threads."""
+        times = psutil.Process(self._process.pid).cpu_times()
+        return times.user + times.system
+
+
+@contextlib.contextmanager
+def _worker(side: Side, task: Task) -> Iterator[Worker]:
+    environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    process = subprocess.Popen(
+        [side.python, "-m", side.module, json.dumps(task._asdict())],
+        cwd=ROOT,
+        env=environment | {"JAX_PLATFORMS": "cpu"} | dict(side.environment),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield Worker(side.name, process)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+# ---------------------------------------------------------------------------------------- report
+
+_SPEEDS = (
+    "objective",
+    "ours, tokens/s",
+    "transformers, tokens/s",
+    "ratio",
+    "data wait, ours / theirs",
+    "share of peak",
+    "memory, GiB",
+)
+_CHECKS = (
+    "objective",
+    "transformers without / with large pages, tokens/s",
+    "GFLOP of a step, ours",
+    "peak, GFLOP/s",
+    "parameters, ours / theirs",
+    "first loss, ours / theirs",
+    "others' CPU",
+)
+_NOTES = """\
+Medians over rounds, with the lowest and the highest; the ratio is that of each round. Share of
+peak: matmul FLOPs of our step (pretraining/flops.py; heads on K positions, no recomputation) over
+its time and over the fastest float32 matrix product that our process ran in the pauses (peak).
+Memory is the resident set at most, in steps, without what compiling took. Others' CPU: the largest
+share of one core that the sides that waited took together. Parameters that are shared count once.
+
+What is favourable to transformers: its rows have no padding and no attention mask; special tokens
+are known to the collator in advance; gelu is one kernel; AdamW is fused; ELECTRA's samples are
+drawn at masked positions alone; XLNet predicts K = L / 6 positions for which query stream and head
+alone run (its own collator takes all L), drawn by vectorised code, and has no segments, which our
+side has. Ours has CLS, 125 tokens and SEP in a row of 128 positions; CLM is GPT-2's network on both
+sides (configs/causal_lm.py, GPT2)."""
+
+
+def table(measured: Sequence[Measured]) -> str:
+    """Speeds, one row for each objective."""
+    return _markdown(_SPEEDS, [_speeds(each) for each in measured])
+
+
+def report(measured: Sequence[Measured], command: str) -> str:
+    """The page: where and how, speeds, and by what they can be believed."""
+    checks = _markdown(_CHECKS, [_checks(each) for each in measured])
+    head = f"{datetime.date.today()}, {_machine()}; {_versions(measured)}:\n\n    {command}"
+    counts = f"{len(measured[0].rounds)} rounds of {_steps(measured[0])} steps of each side."
+    return "\n\n".join([head, table(measured), checks, f"{counts}\n{_NOTES}"]) + "\n"
+
+
+def _speeds(each: Measured) -> list[str]:
+    peer = each.peer()
+    memory = [max(r[side]["memory"] for r in each.rounds) / 2**30 for side in (OURS, peer)]
+    return [
+        TITLES[each.objective],
+        _spread(each.rates(OURS), ",.0f"),
+        _spread(each.rates(peer), ",.0f"),
+        _spread(each.ratios(), ".2f"),
+        f"{each.data_wait(OURS):.2%} / {each.data_wait(peer):.2%}",
+        f"{each.flops_per_s() / max(each.peaks):.1%}",
+        f"{memory[0]:.2f} / {memory[1]:.2f}",
+    ]
+
+
+def _checks(each: Measured) -> list[str]:
+    others = [side for side in each.facts if side != OURS]
+    facts = [each.facts[side] for side in (OURS, each.peer())]
+    return [
+        TITLES[each.objective],
+        " / ".join(_spread(each.rates(side), ",.0f") for side in others),
+        f"{facts[0]['flops'] / 1e9:,.1f}",
+        f"{max(each.peaks) / 1e9:,.0f}",
+        " / ".join(f"{fact['parameters']:,}" for fact in facts),
+        " / ".join(f"{fact['first_loss']:.2f}" for fact in facts),
+        f"{each.idle:.1%}",
+    ]
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    low, high = min(values), max(values)
+    return f"{statistics.median(values):{form}} ({low:{form}} to {high:{form}})"
+
+
+def _steps(each: Measured) -> int:
+    return len(each.rounds[0][OURS]["seconds"])
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _versions(measured: Sequence[Measured]) -> str:
+    found = {k: v for facts in measured[0].facts.values() for k, v in facts["versions"].items()}
+    return ", ".join(f"{name} {version}" for name, version in found.items())
+
+
+def _machine() -> str:
+    cpu = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
+    memory = psutil.virtual_memory().total / 2**30
+    name = cpu[1] if cpu else platform.machine()
+    return f"{len(os.sched_getaffinity(0))} CPU cores, {name}, {memory:.0f} GiB"
+
+
+if __name__ == "__main__":
+    cli.run(
+        main,
+        sys.modules[__name__].__doc__,
+        with_config=False,
+        peer_python="interpreter with torch and transformers (default: this one)",
+        rounds="turns of each side (default 4)",
+        steps="steps of a turn (default 4)",
+        objectives=f"some of {','.join(TITLES)} (default: all)",
+        output="file that is written (default: experiments/speed/measured/peers.md)",
+    )

@@ -1,0 +1,100 @@
+"""One side of a comparison: a process that computes when it is asked to, and else sleeps.
+
+Requests and answers are lines of JSON on stdin and stdout. It imports the standard library alone:
+a side may run under another interpreter, without anything that the project needs.
+"""
+
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Task(NamedTuple):
+    """What both sides train. Letters: B rows of L positions.
+
+    Attributes:
+      objective: its name in objectives/.
+      folder: what `peers.write_tokens` has written.
+      layers, width, heads, mlp_width: of the (discriminator's) Transformer.
+      vocabulary_size: ids, of which the first five are special (tokenizer.stand_in).
+      batch_size: B.
+      sequence_length: L.
+      dropout: of hidden vectors and of attention probabilities.
+    """
+
+    objective: str
+    folder: str
+    layers: int
+    width: int
+    heads: int
+    mlp_width: int
+    vocabulary_size: int
+    batch_size: int
+    sequence_length: int
+    dropout: float
+
+
+class Side(NamedTuple):
+    """What a side can do.
+
+    Attributes:
+      facts: told to the parent once; `parameters` (their number) and `versions` ({name: version}).
+      take: () -> the next batch.
+      update: batch -> loss; returns when the parameters are updated.
+      peak: () -> FLOP/s of this machine at its best; None where nobody asks for it.
+    """
+
+    facts: dict[str, Any]
+    take: Callable[[], Any]
+    update: Callable[[Any], float]
+    peak: Callable[[], float] | None = None
+
+
+WARM_UP = 2  # steps before the first request: what is compiled or allocated once is
+
+
+def serve(start: Callable[[Task], Side]) -> None:
+    """The whole process: builds the side, warms it up, and answers until stdin ends."""
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print must not stand among the answers
+    side = start(Task(**json.loads(sys.argv[1])))
+    losses = [side.update(side.take()) for _ in range(WARM_UP)]
+    _forget_peak_memory()
+    _send(channel, side.facts | {"first_loss": losses[0]})
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["do"] == "steps":
+            _send(channel, _time_steps(side, request["count"]) | {"memory": _peak_memory()})
+        else:
+            _send(channel, side.peak())
+
+
+def _send(channel, answer: Any) -> None:
+    channel.write(json.dumps(answer) + "\n")
+
+
+def _time_steps(side: Side, count: int) -> dict[str, list[float]]:
+    """Seconds of each step, and how many of them it waited for its batch."""
+    seconds, waits = [], []
+    for _ in range(count):
+        start = time.perf_counter()
+        batch = side.take()
+        waits.append(time.perf_counter() - start)
+        side.update(batch)
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": seconds, "waits": waits}
+
+
+def _forget_peak_memory() -> None:
+    """So that the peak is that of steps, not of a compiler (proc(5), /proc/pid/clear_refs)."""
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory() -> int:
+    """Bytes of this process in memory at most."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
