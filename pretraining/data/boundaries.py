@@ -23,10 +23,12 @@ QUOTES = "\"'“”‘’«»„‹›「」『』《》〈〉"
 _STARTS_WORD = re.compile(rf"[\s{UNSPACED}]")
 _WORDS = re.compile(rf"[\s{UNSPACED}][\s{UNSPACED}]*(?:(?<=\s).|\w)?")  # a set first is fast
 _CLOSING = rf"[{QUOTES})\]）】]*"
+_FULL, _MARKS = "。！？｡", ".!?…؟۔।"
 _SENTENCE = re.compile(
-    r"\n\s*(?=\S)"
-    rf"|[。！？｡]+{_CLOSING}[^\S\n]*(?=\S)"
-    rf"|[.!?…؟۔।]+{_CLOSING}[^\S\n]+(?=[(\[¿¡]*(\S))"
+    rf"[\n{_FULL}{_MARKS}](?:"  # a set first is fast
+    r"(?<=\n)\s*(?=\S)"
+    rf"|(?<=[{_FULL}])[{_FULL}]*{_CLOSING}[^\S\n]*(?=\S)"
+    rf"|(?<=[{_MARKS}])[{_MARKS}]*{_CLOSING}[^\S\n]+(?=[(\[¿¡]*(\S)))"
 )
 
 

@@ -65,7 +65,7 @@ class SentencePieces:
         text = as_text(text)
         processor = self._continuing(text) if continues else self._processor
         normalized, origins = processor.normalize(text, with_offsets=True)
-        ids = np.array(processor.encode(text), np.int32)
+        ids = processor.encode(text, return_type="numpy")
         return Segments(ids, normalized, self._starts(processor, text, normalized, ids), origins)
 
     def _continuing(self, text: str) -> sentencepiece.SentencePieceProcessor:
