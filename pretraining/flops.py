@@ -55,46 +55,69 @@ def step_flops(config, vocabulary) -> float:
     """Matmul FLOPs of one training step over the global batch: 3 x the forward pass of the loss.
 
     The backward pass of a product is two products of its size; of products without one (the logits
-    that samples are drawn from) it is counted all the same, at most some percent. Recomputation,
-    elementwise work and the optimizer are not counted; heads count where they run (K positions),
-    padding counts. Attention counts as the XLA kernel computes it: a fused one hides its products.
+    that samples are drawn from) it is counted all the same, at most some percent. Counted is what
+    the loss needs, however it is computed: not recomputation, elementwise work, the optimizer, nor
+    what nothing reads (the content stream of a last layer). Heads count where they run (K
+    positions), padding counts, and so do scores that a fused kernel would skip.
     """
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.model.attention = "xla"
-    objective = config_lib.build_objective(config, vocabulary)
+    objective = config_lib.build_objective(_plain(config, "unrolled"), vocabulary)
 
     def forward(params, rows):
-        knobs = objective.schedule(jnp.zeros((), jnp.int32))
-        examples = corrupt_rows(objective, jax.random.key(0), rows, knobs)
-        key = jax.random.key(0)
+        knobs, key = objective.schedule(jnp.zeros((), jnp.int32)), jax.random.key(0)
+        examples = corrupt_rows(objective, key, rows, knobs)
         return objective.loss(objective.model.apply, params, examples, knobs, key, True)
 
-    rows = empty_rows(config, config.train.batch_size)  # rows share some products
-    params = jax.eval_shape(lambda: init_params(objective, config))
-    closed = jax.make_jaxpr(forward)(params, rows)
+    # All rows of a batch, which share some products.
+    rows = jax.eval_shape(lambda: empty_rows(config, config.train.batch_size))
+    closed = jax.make_jaxpr(forward)(_params(config, vocabulary), rows)
     return 3.0 * matmul_flops(closed.jaxpr)
 
 
-def matmul_flops(jaxpr) -> float:
-    """2 x multiply-adds of every dot product, inside loops as often as they run.
+def _plain(config, execution: str):
+    """The config with nothing on that changes no product but takes time to trace, or hides some."""
+    config = config.copy_and_resolve_references()
+    plain = dict(attention="xla", dropout=0.0, attention_dropout=0.0, remat="none")
+    with config.unlocked():
+        config.model.update(plain | dict(execution=execution))
+    return config
 
-    A while loop counts once (corruption loops hold no products); a branch counts as its largest.
+
+def _params(config, vocabulary):
+    """Shapes; of scanned layers, which have the same ones, because one layer is traced faster."""
+    config = _plain(config, "scanned")
+    objective = config_lib.build_objective(config, vocabulary)
+    return jax.eval_shape(lambda: init_params(objective, config))
+
+
+def matmul_flops(jaxpr) -> float:
+    """2 x multiply-adds of every dot product that the results need, in loops as often as they run.
+
+    A while loop counts once (corruption loops hold no products); a branch counts as its largest. Of
+    what a call or a loop computes all counts if anything is needed.
     """
-    flops = 0.0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            depth = np.prod([shape[d] for d in contracted], dtype=float)
-            flops += float(2.0 * depth * np.prod(equation.outvars[0].aval.shape, dtype=float))
-            continue
-        inner = [matmul_flops(sub) for sub in jax.extend.core.jaxprs_in_params(equation.params)]
-        if equation.primitive.name == "cond":
-            flops += max(inner, default=0.0)
-        else:
-            flops += equation.params.get("length", 1) * sum(inner)
+    needed, flops = _variables(jaxpr.outvars), 0.0
+    for equation in reversed(jaxpr.eqns):
+        if not needed.isdisjoint(equation.outvars):
+            needed |= _variables(equation.invars)
+            flops += _flops(equation)
     return flops
+
+
+def _variables(operands) -> set:
+    """Without the constants that are written in their place."""
+    return {operand for operand in operands if isinstance(operand, jax.extend.core.Var)}
+
+
+def _flops(equation) -> float:
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        shape = equation.invars[0].aval.shape
+        depth = np.prod([shape[d] for d in contracted], dtype=float)
+        return float(2.0 * depth * np.prod(equation.outvars[0].aval.shape, dtype=float))
+    inner = [matmul_flops(sub) for sub in jax.extend.core.jaxprs_in_params(equation.params)]
+    if equation.primitive.name == "cond":
+        return max(inner, default=0.0)
+    return equation.params.get("length", 1) * sum(inner)
 
 
 def peak_flops(config) -> float:
@@ -109,9 +132,9 @@ def peak_flops(config) -> float:
     return _measured_peak() * alike
 
 
-def _measured_peak(size: int = 1024, repeats: int = 5) -> float:
+def _measured_peak(size: int = 2048, repeats: int = 5) -> float:
     """Best of a few float32 products on one device."""
-    matrix = jnp.ones((size, size), jnp.float32)
+    matrix = jax.device_put(np.ones((size, size), np.float32))
     product = jax.jit(jnp.matmul)
     product(matrix, matrix).block_until_ready()
     seconds = []
