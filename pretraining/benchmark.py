@@ -2,11 +2,14 @@
 
     python -m pretraining.benchmark --config=configs/masked_lm.py:tiny [--steps=N] [--tokens=random]
 
-`tokens_per_s` counts payload tokens (batch_size x (sequence_length - 3)); `step_s` is the median
-step, `data_wait` the share of all step time spent waiting for rows; `mfu` = `flops_per_step` /
-(`step_s` x peak), with FLOPs as in pretraining/flops.py (matmuls, forward x 3) and
-`peak_flops` the one used. `peak_memory_bytes` is the device's, or on a CPU the whole process's.
-`--tokens=random` needs no corpus: random rows of a vocabulary of config.tokenizer.size.
+A step is that of training, whole: the next rows, corruption, forward and backward pass, optimizer,
+and the figures of the step before fetched while this one runs. `step_s` is the median time from one
+step's end to the next's; `tokens_per_s` counts payload tokens (batch_size x (sequence_length - 3));
+`data_wait` is the share of all step time spent on getting rows and putting them on the devices;
+`mfu` = `flops_per_step` / (`step_s` x `peak_flops`), both as in pretraining/flops.py: matmuls,
+forward x 3, and on a CPU its measured float32 peak. `peak_memory_bytes` is the device's, or on a
+CPU the whole process's. `--tokens=random` needs no corpus: random rows of a vocabulary of
+config.tokenizer.size.
 """
 
 from pretraining import cli
@@ -24,12 +27,14 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
 
 from pretraining import config as config_lib
-from pretraining import flops, sharding
+from pretraining import flops, metrics, sharding
 from pretraining import program as program_lib
 from pretraining import state as state_lib
 from pretraining.data import loader, prepare, tokenizer
@@ -61,22 +66,11 @@ def measure(config, steps: int, random_tokens: bool) -> dict:
         batches = loader.train_batches(prepared.train, config, 0)
     program = program_lib.build(config, vocabulary)
     state = state_lib.init(program.objective, program.optimizer, config, program.mesh)
-    size = config.train.batch_size
-    rows = sharding.put_rows(next(batches), program.mesh, size)
     compile_start = time.perf_counter()
     update = program_lib.compile_update(program, config)
     compile_s = time.perf_counter() - compile_start
-
-    state, figures = update(state, rows)  # the first run after compiling is not timed
-    jax.block_until_ready(figures)
-    step_times, waits = [], []
-    for _ in range(steps):
-        start = time.perf_counter()
-        rows = sharding.put_rows(next(batches), program.mesh, size)
-        waits.append(time.perf_counter() - start)
-        state, figures = update(state, rows)
-        jax.block_until_ready(figures)
-        step_times.append(time.perf_counter() - start)
+    put = lambda rows: sharding.put_rows(rows, program.mesh, config.train.batch_size)
+    step_times, waits = time_steps(update, state, map(put, batches), steps)
     step_s = float(np.median(step_times))
     payload = config.data.sequence_length - SPECIAL_POSITIONS
     step_flops, peak = flops.step_flops(config, vocabulary), flops.peak_flops(config)
@@ -96,6 +90,31 @@ def measure(config, steps: int, random_tokens: bool) -> dict:
         "steps": steps,
         "tokens": "random" if random_tokens else "corpus",
     }
+
+
+def time_steps(update, state, batches: Iterator[Any], steps: int) -> tuple[list, list]:
+    """Seconds of each of `steps` steps, and of these those spent waiting for the next of `batches`.
+
+    As the loop of training runs them: the figures of a step are fetched once the next one has been
+    started. The first step, which touches all memory for the first time, is not timed.
+
+    Args:
+      update: the compiled `(state, rows) -> (state, figures)`.
+      state: is used up.
+      batches: rows on the devices; one is taken for each step and the two around them.
+    """
+    state, running = update(state, next(batches))
+    ends, waits = [], []
+    for _ in range(steps + 1):
+        start = time.perf_counter()
+        rows = next(batches)
+        waits.append(time.perf_counter() - start)
+        state, started = update(state, rows)
+        metrics.fetch(running)
+        ends.append(time.perf_counter())
+        running = started
+    jax.block_until_ready(running)
+    return np.diff(ends).tolist(), waits[1:]
 
 
 def peak_memory() -> int:
