@@ -1,0 +1,324 @@
+"""How time and memory of a training step grow with what it is asked for: tables, exponents, curves.
+
+    python -m experiments.speed.costs [--part=growth|kernels] [--rounds=7] [--output=FOLDER]
+
+`growth`, on the devices of this machine: one size at a time is varied around a small masked
+language model. `kernels`, compiled with libtpu for a TPU that need not be here and never run: the
+memory of attention by the XLA path and by splash, against length. Without --part both.
+
+Written are <output>/costs_<part>.md and .svg (default: experiments/speed/measured). An exponent is
+the slope of a least-squares line through the logarithms: 1 = doubles with the size. That of the
+last two points stands below it, because whatever does not grow (the layers, beside a larger
+vocabulary) flattens the line at its small end. Memory is the compiler's own account of the update,
+which does not vary; times are medians of rounds in which every point makes one step.
+"""
+
+import datetime
+import importlib.metadata
+import pathlib
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from pretraining import benchmark, cli, flops, plan, sharding
+from pretraining import config as config_lib
+from pretraining import program as program_lib
+from pretraining import state as state_lib
+from pretraining.data import tokenizer
+from pretraining.errors import UserError
+from pretraining.models import attention
+
+MIB = 2**20
+OUTPUT = "experiments/speed/measured"
+RECIPE = "configs/masked_lm.py:tiny"
+BASE = {
+    "train.batch_size": 16,
+    "data.sequence_length": 128,
+    "model.layers": 4,
+    "tokenizer.size": 8192,
+    "objective.mask_rate": 0.2,
+}
+# What is varied, and its values; the others stay at BASE, which is one of them.
+GROWTH = {
+    "batch": ("train.batch_size", (4, 8, 16, 32, 64)),
+    "length": ("data.sequence_length", (64, 128, 256, 512, 1024)),
+    "depth": ("model.layers", (1, 2, 4, 8, 16)),
+    "vocabulary": ("tokenizer.size", (2048, 8192, 16384, 32768)),
+    "mask rate": ("objective.mask_rate", (0.05, 0.1, 0.2, 0.4, 0.8)),
+}
+
+TOPOLOGY = "v5e:2x2"  # the smallest that libtpu describes; one of its chips is used
+TPU_RECIPE = "configs/causal_lm.py:tiny"
+TPU_TOKENS = 8192
+LENGTHS = (512, 1024, 2048, 4096, 8192)
+TPU = {"model.dtype": "bfloat16", "model.execution": "scanned", "tokenizer.size": 4096}
+
+
+def main(part: str | None, rounds: str | None, output: str | None) -> int:
+    """The command."""
+    parts = {"growth": growth, "kernels": kernels}
+    if part not in (None, *parts):
+        raise UserError(f"--part={part!r}: {' or '.join(parts)}, or left out for both")
+    folder, count = pathlib.Path(output or OUTPUT), cli.number("rounds", rounds, 7, at_least=2)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in [part] if part else parts:
+        text, figure = parts[name](count)
+        head = f"python -m experiments.speed.costs --part={name} --rounds={count}"
+        (folder / f"costs_{name}.md").write_text(f"{text}\n\n{_origin(head)}\n")
+        figure.savefig(folder / f"costs_{name}.svg", metadata={"Date": None})
+        print(text)
+    return 0
+
+
+def _origin(command: str) -> str:
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib"))
+    return f"`{command}`: {datetime.date.today()}, {versions}, {jax.devices()[0].device_kind}."
+
+
+# ------------------------------------------------------------------------------------------ growth
+
+
+class Cost(NamedTuple):
+    """What one step takes.
+
+    Attributes:
+      step_s: median seconds.
+      flops: of its matrix products, see pretraining/flops.py.
+      temporaries, arguments: bytes by the compiler's account: activations and gradients; state and
+        batch.
+      process: bytes by which a step raises this process's peak above what it held before; NaN where
+        the system does not tell.
+    """
+
+    step_s: float
+    flops: float
+    temporaries: float
+    arguments: float
+    process: float
+
+
+class Step:
+    """A compiled update with its state and one batch, to be run again and again."""
+
+    def __init__(self, overrides: Mapping[str, Any]):
+        config = config_lib.without_epochs(config_lib.load(RECIPE, BASE | dict(overrides)))
+        vocabulary = tokenizer.stand_in(config.tokenizer.size)
+        program = program_lib.build(config, vocabulary)
+        rows = next(benchmark.random_batches(config, vocabulary))
+        self._rows = sharding.put_rows(rows, program.mesh, config.train.batch_size)
+        self._state = state_lib.init(program.objective, program.optimizer, config, program.mesh)
+        self._update = program_lib.compile_update(program, config)
+        self.flops = flops.step_flops(config, vocabulary)
+        self.memory = self._update.memory_analysis()
+
+    def run(self) -> tuple[float, float]:
+        """(seconds, bytes of the process) of one more step."""
+        before, start = _forget_peak(), time.perf_counter()
+        self._state, figures = self._update(self._state, self._rows)
+        jax.block_until_ready(figures)
+        return time.perf_counter() - start, _peak() - before
+
+
+def _forget_peak() -> float:
+    """Bytes that this process holds, from where its peak is counted from now on."""
+    try:
+        pathlib.Path("/proc/self/clear_refs").write_text("5")  # man 5 proc
+    except OSError:
+        return np.nan
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def _peak() -> float:
+    try:
+        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return np.nan
+    return next(int(line.split()[1]) * 1024.0 for line in lines if line.startswith("VmHWM"))
+
+
+def growth(rounds: int) -> tuple[str, Figure]:
+    """The tables of all that GROWTH varies, and their curves."""
+    wanted = [(name, value) for name, (_, values) in GROWTH.items() for value in values]
+    steps = {point: Step({GROWTH[point[0]][0]: point[1]}) for point in wanted}
+    costs = _measure(steps, rounds)
+    curves = {
+        name: {value: costs[name, value] for value in values}
+        for name, (_, values) in GROWTH.items()
+    }
+    base = ", ".join(f"{key}={value}" for key, value in BASE.items())
+    text = [f"`{RECIPE}` with {base}; one of them is varied at a time.\n"]
+    text += [_growth_table(name, curve) for name, curve in curves.items()]
+    shown = {"step, s": "step_s", "temporaries, MiB": "temporaries"}
+    panels = {
+        name: {
+            label: {
+                x: getattr(cost, field) / (MIB if "MiB" in label else 1) for x, cost in c.items()
+            }
+            for label, field in shown.items()
+        }
+        for name, c in curves.items()
+    }
+    return "\n\n".join(text), figure(panels)
+
+
+def _measure(steps: Mapping[Any, Step], rounds: int) -> dict[Any, Cost]:
+    """Interleaved, so that a busy moment of the machine hits all points alike; the first round,
+    which touches all memory for the first time, does not count."""
+    found = [{point: step.run() for point, step in steps.items()} for _ in range(rounds + 1)][1:]
+    return {
+        point: Cost(
+            step_s=float(np.median([each[point][0] for each in found])),
+            flops=step.flops,
+            temporaries=step.memory.temp_size_in_bytes,
+            arguments=step.memory.argument_size_in_bytes,
+            process=float(np.median([each[point][1] for each in found])),
+        )
+        for point, step in steps.items()
+    }
+
+
+def _growth_table(name: str, curve: Mapping[float, Cost]) -> str:
+    columns: dict[str, Callable[[Cost], float]] = {
+        "step, ms": lambda cost: cost.step_s * 1e3,
+        "GFLOP": lambda cost: cost.flops / 1e9,
+        "GFLOP/s": lambda cost: cost.flops / cost.step_s / 1e9,
+        "temporaries, MiB": lambda cost: cost.temporaries / MIB,
+        "arguments, MiB": lambda cost: cost.arguments / MIB,
+        "process, MiB": lambda cost: cost.process / MIB,
+    }
+    values = {
+        label: {x: read(cost) for x, cost in curve.items()} for label, read in columns.items()
+    }
+    return table(name, values)
+
+
+# ----------------------------------------------------------------------------------------- kernels
+
+
+def kernels(_: int) -> tuple[str, Figure]:
+    """Temporaries of an update for a TPU against length, of both kernels; and who has none."""
+    device = plan.devices(TOPOLOGY)[:1]
+    settings = {
+        f"{TPU_TOKENS} tokens a batch": lambda length: TPU_TOKENS // length,
+        "one row a batch": lambda length: 1,
+    }
+    panels = {
+        f"length, {setting}": {
+            f"{kernel}, MiB": {
+                length: _temporaries(device, kernel, length, rows(length)) / MIB
+                for length in LENGTHS
+            }
+            for kernel in ("xla", "splash")
+        }
+        for setting, rows in settings.items()
+    }
+    text = [
+        f"Temporaries of the update of `{TPU_RECIPE}` (bfloat16, scanned layers), compiled for one "
+        f"chip of {TOPOLOGY} by libtpu {importlib.metadata.version('libtpu')}, not run.\n"
+    ]
+    text += [table(name, values) for name, values in panels.items()]
+    return "\n\n".join([*text, unserved()]), figure(panels)
+
+
+def _temporaries(device, kernel: str, length: int, rows: int) -> float:
+    """Bytes of an update of `rows` rows."""
+    sizes = {"data.sequence_length": length, "train.batch_size": rows, "evaluate.batch_size": 1}
+    overrides = TPU | sizes | {"model.attention": kernel}
+    config = config_lib.without_epochs(config_lib.load(TPU_RECIPE, overrides))
+    program = program_lib.build(config, tokenizer.stand_in(config.tokenizer.size), device)
+    return program_lib.compile_update(program, config).memory_analysis().temp_size_in_bytes
+
+
+# What a config may ask of attention, as `attention.check_kernel` wants it told.
+_ASKED = {
+    "causal or padded, without dropout (all objectives but permutation_lm)": {},
+    "dropout of the probabilities (config.model.attention_dropout)": {"dropout_rate": 0.1},
+    "documents apart (config.model.document_attention)": {"by_document": True},
+    "any order and relative positions (permutation_lm)": {"by_rank": True, "by_distance": True},
+    "float32 (config.model.dtype)": {"dtype": "float32"},
+    "heads of 12": {"head_width": 12},
+    "a length of 1,000": {"sequence_length": 1000},
+}
+_USUAL = dict(
+    dtype="bfloat16", dropout_rate=0.0, by_document=False, head_width=64, sequence_length=1024
+)
+
+
+def unserved() -> str:
+    """Which kernel serves what, by the refusals of the program itself."""
+    lines = ["| attention | splash (TPU) | cudnn (GPU) |", "|---|---|---|"]
+    for asked, facts in _ASKED.items():
+        found = [_served(kernel, facts) for kernel in ("splash", "cudnn")]
+        lines.append(f"| {asked} | {' | '.join(found)} |")
+    lines.append(
+        "\nWhere a kernel does not serve, the XLA path does, with memory quadratic in length. The "
+        "cuDNN kernel cannot be compiled without a GPU: its memory is not in these tables."
+    )
+    return "\n".join(lines)
+
+
+def _served(kernel: str, facts: Mapping[str, Any]) -> str:
+    try:
+        attention.check_kernel(kernel, **_USUAL | dict(facts))
+    except UserError:
+        return "no"
+    return "yes"
+
+
+# ------------------------------------------------------------------------------- tables and curves
+
+Curve = Mapping[float, float]  # size -> cost
+
+
+def exponent(curve: Curve) -> float:
+    """b of cost = a x size^b, by least squares of the logarithms."""
+    sizes, costs = np.log(list(curve)), np.log(list(curve.values()))
+    return float(np.polyfit(sizes, costs, 1)[0])
+
+
+def table(name: str, columns: Mapping[str, Curve]) -> str:
+    """Markdown: a line per size, and the exponents below."""
+    sizes = list(next(iter(columns.values())))
+    lines = [f"| {name} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines += [_line(f"{size:g}", [curve[size] for curve in columns.values()]) for size in sizes]
+    lines.append(_line("exponent", [exponent(curve) for curve in columns.values()]))
+    last = [exponent({size: curve[size] for size in sizes[-2:]}) for curve in columns.values()]
+    return "\n".join([*lines, _line("of the last two", last)])
+
+
+def _line(name: str, values: Sequence[float]) -> str:
+    return f"| {name} | {' | '.join(_short(value) for value in values)} |"
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def figure(panels: Mapping[str, Mapping[str, Curve]]) -> Figure:
+    """A panel for each name, its curves on logarithmic axes, each with its exponent."""
+    drawn = Figure(figsize=(3.4 * len(panels), 3.4), layout="constrained", facecolor="white")
+    for axis, (name, curves) in zip(drawn.subplots(1, len(panels)), panels.items(), strict=True):
+        for label, curve in curves.items():
+            text = f"{label}: {exponent(curve):.2f}"
+            axis.loglog(list(curve), list(curve.values()), "o-", label=text)
+        axis.set_xlabel(name)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8, title="exponent", title_fontsize=8)
+    return drawn
+
+
+if __name__ == "__main__":
+    cli.run(
+        main,
+        sys.modules[__name__].__doc__,
+        with_config=False,
+        part="growth | kernels (default: both)",
+        rounds="rounds that are timed (default 7)",
+        output=f"folder (default {OUTPUT})",
+    )

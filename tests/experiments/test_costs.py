@@ -1,0 +1,53 @@
+"""Exponents of known powers, and tables and curves that show them."""
+
+import pytest
+
+from experiments.speed import costs
+from pretraining.errors import UserError
+
+SIZES = (64, 128, 256, 512)
+
+
+@pytest.mark.parametrize("power", [0, 0.5, 1, 2])
+def test_the_exponent_of_a_power_is_found(power):
+    assert costs.exponent({x: 3.7 * x**power for x in SIZES}) == pytest.approx(power, abs=1e-12)
+
+
+def test_a_constant_flattens_the_small_end_only():
+    """Of 65,536 + x^2 the last two are 131,072 and 327,680: log2(2.5) = 1.32."""
+    values = costs.table("length", {"bytes": {x: 65_536 + x**2 for x in SIZES}}).splitlines()
+    assert values[0] == "| length | bytes |"
+    assert values[2] == "| 64 | 69632 |"
+    assert values[-1] == "| of the last two | 1.32 |"
+    name, all_points = values[-2].strip("| ").split(" | ")
+    assert name == "exponent"
+    assert float(all_points) < 1
+
+
+def test_every_curve_is_drawn_with_its_exponent():
+    curves = {"time": {x: x for x in SIZES}, "memory": {x: x**2 for x in SIZES}}
+    figure = costs.figure({"length": curves, "batch": curves})
+    for axis in figure.axes:
+        assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
+        texts = [text.get_text() for text in axis.get_legend().get_texts()]
+        assert texts == ["time: 1.00", "memory: 2.00"]
+
+
+def test_who_has_no_fused_kernel_is_what_the_program_refuses():
+    lines = [line.strip("| ").split(" | ") for line in costs.unserved().splitlines()[2:]]
+    served = {line[0]: tuple(line[1:]) for line in lines if len(line) == 3}
+    assert [name for name, kernels in served.items() if kernels == ("yes", "yes")] == [
+        name for name in served if name.startswith("causal or padded")
+    ]
+    assert [k for n, k in served.items() if n.startswith("documents")] == [("yes", "no")]
+    assert [k for n, k in served.items() if "permutation_lm)" in n and "any" in n] == [("no", "no")]
+
+
+def test_the_base_is_a_point_of_every_curve():
+    for key, values in costs.GROWTH.values():
+        assert costs.BASE[key] in values
+
+
+def test_an_unknown_part_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--part='memory': growth or kernels"):
+        costs.main("memory", None, str(tmp_path))
