@@ -14,6 +14,7 @@ which does not vary; times are medians of rounds in which every point makes one 
 """
 
 import datetime
+import functools
 import importlib.metadata
 import pathlib
 import resource
@@ -55,7 +56,7 @@ GROWTH = {
 
 TOPOLOGY = "v5e:2x2"  # the smallest that libtpu describes; one of its chips is used
 TPU_RECIPE = "configs/causal_lm.py:tiny"
-TPU_TOKENS = 8192
+TPU_TOKENS, TPU_ROWS = 8192, 16
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 TPU = {"model.dtype": "bfloat16", "model.execution": "scanned", "tokenizer.size": 4096}
 
@@ -203,16 +204,18 @@ def _growth_table(name: str, curve: Mapping[float, Cost]) -> str:
 
 def kernels(_: int) -> tuple[str, Figure]:
     """Temporaries of an update for a TPU against length, of both kernels; and who has none."""
-    device = plan.devices(TOPOLOGY)[:1]
+    device = plan.devices(TOPOLOGY)[0]
     settings = {
-        f"{TPU_TOKENS} tokens a batch": lambda length: TPU_TOKENS // length,
-        "one row a batch": lambda length: 1,
+        f"{TPU_TOKENS} tokens a batch": {length: TPU_TOKENS // length for length in LENGTHS},
+        # Of fewer tokens the compiler keeps much in the chip's fast memory, outside this account;
+        # more than 4,096 positions of so many rows XLA's scores leave no room for.
+        f"{TPU_ROWS} rows a batch": {length: TPU_ROWS for length in LENGTHS if length <= 4096},
     }
     panels = {
         f"length, {setting}": {
             f"{kernel}, MiB": {
-                length: _temporaries(device, kernel, length, rows(length)) / MIB
-                for length in LENGTHS
+                length: _temporaries(device, kernel, length, count) / MIB
+                for length, count in rows.items()
             }
             for kernel in ("xla", "splash")
         }
@@ -226,12 +229,13 @@ def kernels(_: int) -> tuple[str, Figure]:
     return "\n\n".join([*text, unserved()]), figure(panels)
 
 
+@functools.cache
 def _temporaries(device, kernel: str, length: int, rows: int) -> float:
     """Bytes of an update of `rows` rows."""
     sizes = {"data.sequence_length": length, "train.batch_size": rows, "evaluate.batch_size": 1}
     overrides = TPU | sizes | {"model.attention": kernel}
     config = config_lib.without_epochs(config_lib.load(TPU_RECIPE, overrides))
-    program = program_lib.build(config, tokenizer.stand_in(config.tokenizer.size), device)
+    program = program_lib.build(config, tokenizer.stand_in(config.tokenizer.size), [device])
     return program_lib.compile_update(program, config).memory_analysis().temp_size_in_bytes
 
 
