@@ -13,12 +13,23 @@ vocabulary) flattens the line at its small end. Memory is the compiler's own acc
 which does not vary; times are medians of rounds in which every point makes one step.
 """
 
+from pretraining import cli
+
+if __name__ == "__main__":  # --help and a mistake need not wait for the imports below
+    cli.run(
+        "experiments.speed.costs",
+        __doc__,
+        with_config=False,
+        part="growth | kernels (default: both)",
+        rounds="rounds that are timed (default 7)",
+        output="folder (default experiments/speed/measured)",
+    )
+
 import datetime
 import functools
 import importlib.metadata
 import pathlib
 import resource
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -27,7 +38,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from pretraining import benchmark, cli, flops, plan, sharding
+from pretraining import benchmark, flops, plan, sharding
 from pretraining import config as config_lib
 from pretraining import program as program_lib
 from pretraining import state as state_lib
@@ -315,14 +326,3 @@ def figure(panels: Mapping[str, Mapping[str, Curve]]) -> Figure:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, title="exponent", title_fontsize=8)
     return drawn
-
-
-if __name__ == "__main__":
-    cli.run(
-        main,
-        sys.modules[__name__].__doc__,
-        with_config=False,
-        part="growth | kernels (default: both)",
-        rounds="rounds that are timed (default 7)",
-        output=f"folder (default {OUTPUT})",
-    )
