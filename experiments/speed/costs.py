@@ -292,7 +292,9 @@ Curve = Mapping[float, float]  # size -> cost
 
 
 def exponent(curve: Curve) -> float:
-    """b of cost = a x size^b, by least squares of the logarithms."""
+    """b of cost = a x size^b, by least squares of the logarithms; NaN where a cost is none."""
+    if not min(curve.values()) > 0:
+        return np.nan
     sizes, costs = np.log(list(curve)), np.log(list(curve.values()))
     return float(np.polyfit(sizes, costs, 1)[0])
 

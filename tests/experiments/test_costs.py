@@ -1,5 +1,6 @@
 """Exponents of known powers, and tables and curves that show them."""
 
+import numpy as np
 import pytest
 
 from experiments.speed import costs
@@ -11,6 +12,10 @@ SIZES = (64, 128, 256, 512)
 @pytest.mark.parametrize("power", [0, 0.5, 1, 2])
 def test_the_exponent_of_a_power_is_found(power):
     assert costs.exponent({x: 3.7 * x**power for x in SIZES}) == pytest.approx(power, abs=1e-12)
+
+
+def test_a_cost_of_nothing_has_no_exponent():
+    assert np.isnan(costs.exponent({64: 0.0, 128: 3.0}))
 
 
 def test_a_constant_flattens_the_small_end_only():
