@@ -214,15 +214,16 @@ class Sums(NamedTuple):
 
     Attributes:
       nll: -log p(label).
-      uniform: -log p averaged over the vocabulary: cross-entropy against the uniform distribution.
-      squared_log_z: the square of the logarithm of the softmax's denominator.
       correct: 1 where no logit is higher than the label's.
+      uniform: -log p averaged over the vocabulary: cross-entropy against the uniform distribution.
+        None unless asked for.
+      squared_log_z: the square of the logarithm of the softmax's denominator, likewise.
     """
 
     nll: jax.Array
-    uniform: jax.Array
-    squared_log_z: jax.Array
     correct: jax.Array
+    uniform: jax.Array | None = None
+    squared_log_z: jax.Array | None = None
 
 
 def cross_entropy(
@@ -231,49 +232,119 @@ def cross_entropy(
     labels: jax.Array,
     weights: jax.Array,
     chunk: int,
+    also: tuple[str, ...] = (),
 ) -> Sums:
     """Cross-entropy in float32, with logits of at most `chunk` positions of a row at once.
 
-    No array of more than B x chunk x V elements exists, forward or backward: the backward pass
-    computes the logits again, chunk by chunk. With K <= chunk there is nothing to save, and the
-    logits are kept.
+    No array of more than B x chunk x V elements exists, forward or backward, and no logits are
+    computed twice: the gradient is that of a sum, so it is made along with the sum, while the
+    logits are there, and the backward pass multiplies it by one number.
 
     Args:
-      project: hidden [B, chunk, D] -> logits [B, chunk, V].
+      project: hidden [B, chunk, D] -> logits [B, chunk, V]; may close over parameters.
       hidden: [B, K, D].
       labels: [B, K] int32.
-      weights: [B, K] float32.
+      weights: [B, K] float32; no gradient flows into them.
       chunk: `config.model.logits_chunk`; need not divide K.
+      also: the further fields of `Sums` that are wanted; each costs as much as the gradient.
     """
-    if labels.shape[1] <= chunk:
-        return _sums(project(hidden), labels, weights)
+    length = labels.shape[1]
+    chunk = min(chunk, length)
 
     def chunks(x):
         """[B, K, ...] -> [K / chunk, B, chunk, ...]; what is filled up has weight 0."""
         widths = [(0, 0)] * x.ndim
-        widths[1] = (0, -x.shape[1] % chunk)
+        widths[1] = (0, -length % chunk)
         x = jnp.pad(x, widths)
         return x.reshape(x.shape[0], -1, chunk, *x.shape[2:]).swapaxes(0, 1)
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)  # scan keeps the two passes apart
-    def add(total, part):
-        hidden, labels, weights = part
-        return jax.tree.map(jnp.add, total, _sums(project(hidden), labels, weights))
-
-    start = Sums(*[jnp.zeros((), jnp.float32)] * len(Sums._fields))
+    project, constants = jax.closure_convert(project, hidden[:, :chunk])
     parts = (chunks(hidden), chunks(labels), chunks(weights))
-    return jax.lax.scan(lambda total, part: (add(total, part), None), start, parts)[0]
+    return _sum_chunks(project, ("nll", *also), constants, *parts)
 
 
-def _sums(logits, labels, weights):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sum_chunks(project, fields, constants, hidden, labels, weights) -> Sums:
+    """The sums over the chunks [N, B, chunk, ...], of which `fields` have gradients."""
+
+    def visit(part):
+        hidden, labels, weights = part
+        return _values(project(hidden, *constants), labels, weights, fields), None
+
+    return _add_up(visit, (hidden, labels, weights))[0]
+
+
+def _sums_and_gradients(project, fields, constants, hidden, labels, weights):
+    def visit(part):
+        hidden, labels, weights = part
+        logits, pull = jax.vjp(project, hidden, *constants)
+        slopes = _slopes(logits, labels, weights, fields)
+        of_hidden, *of_constants = zip(
+            *(pull(slope.astype(logits.dtype)) for slope in slopes), strict=True
+        )
+        return (_values(logits, labels, weights, fields), of_constants), of_hidden
+
+    (sums, of_constants), of_hidden = _add_up(visit, (hidden, labels, weights))
+    return sums, (of_hidden, of_constants)
+
+
+def _scaled_gradients(project, fields, gradients, slopes: Sums):
+    """The gradients [fields] of every argument, weighted by those that come from above."""
+    del project
+    slopes = [getattr(slopes, field) for field in fields]
+
+    def weigh(parts):
+        total = sum(slope * part for slope, part in zip(slopes, parts, strict=True))
+        return total.astype(parts[0].dtype)
+
+    of_hidden, of_constants = gradients
+    return [weigh(parts) for parts in of_constants], weigh(of_hidden), None, None
+
+
+_sum_chunks.defvjp(_sums_and_gradients, _scaled_gradients)
+
+
+def _add_up(visit, parts):
+    """`visit` of every part: the first of its results added up, the second side by side."""
+    if len(parts[0]) == 1:
+        total, kept = visit(jax.tree.map(lambda x: x[0], parts))
+        return total, jax.tree.map(lambda x: x[None], kept)
+    like = jax.eval_shape(visit, jax.tree.map(lambda x: x[0], parts))[0]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+
+    def add(total, part):
+        more, kept = visit(part)
+        return jax.tree.map(jnp.add, total, more), kept
+
+    return jax.lax.scan(add, zeros, parts)
+
+
+def _values(logits, labels, weights, fields) -> Sums:
     logits = logits.astype(jnp.float32)
     log_z = jax.nn.logsumexp(logits, axis=-1)
     label_logit = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    nll = log_z - label_logit
-    # Not argmax, which takes as long as a third of all else on a CPU.
-    correct = (label_logit >= logits.max(axis=-1)).astype(jnp.float32)
-    values = Sums(nll, log_z - logits.mean(axis=-1), jnp.square(log_z), correct)
-    return jax.tree.map(lambda value: jnp.sum(value * weights), values)
+    values = {
+        "nll": log_z - label_logit,
+        # Not argmax, which takes as long as a third of all else on a CPU.
+        "correct": (label_logit >= logits.max(axis=-1)).astype(jnp.float32),
+        "uniform": log_z - logits.mean(axis=-1),
+        "squared_log_z": jnp.square(log_z),
+    }
+    return Sums(**{name: jnp.sum(values[name] * weights) for name in ("correct", *fields)})
+
+
+def _slopes(logits, labels, weights, fields) -> list[jax.Array]:
+    """The derivatives [B, chunk, V] float32 of the sums `fields` by the logits."""
+    logits = logits.astype(jnp.float32)
+    log_z = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    share, weights = jnp.exp(logits - log_z), weights[..., None]
+    is_label = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == labels[..., None]
+    slopes = {
+        "nll": jnp.where(is_label, share - 1, share),
+        "uniform": share - 1 / logits.shape[-1],
+        "squared_log_z": 2 * log_z * share,
+    }
+    return [slopes[field] * weights for field in fields]
 
 
 def prediction_terms(name: str, sums: Sums, labels, weights, unigram_nll) -> dict[str, Term]:

@@ -75,6 +75,7 @@ def build(config, vocabulary) -> Objective:
         return query(row, jnp.arange(row.tokens.shape[0]))
 
     query = functools.partial(_query, config, vocabulary)
+    regularisers = _regularisers(config.objective)
 
     def loss(apply, params, example, knobs, key, train):
         variables = {"params": params}
@@ -85,6 +86,7 @@ def build(config, vocabulary) -> Objective:
             example.labels,
             example.weights,
             transformer.logits_chunk,
+            also=regularisers if train else (),
         )
         terms = base.prediction_terms(
             "causal_lm", sums, example.labels, example.weights, unigram_nll
@@ -137,6 +139,12 @@ def _query(config, vocabulary, row: Row, positions: jax.Array) -> Example:
         labels=jnp.where(known, row.tokens[positions], fill),
         weights=known.astype(jnp.float32),
     )
+
+
+def _regularisers(objective) -> tuple[str, ...]:
+    """The sums that `_regularise` reads."""
+    wanted = {"uniform": objective.label_smoothing, "squared_log_z": objective.z_loss}
+    return tuple(name for name, share in wanted.items() if share)
 
 
 def _regularise(terms: dict[str, Term], sums: base.Sums, objective) -> None:

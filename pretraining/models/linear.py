@@ -2,11 +2,11 @@
 
 The gradient of a kernel is a sum over every row and position of the batch, on all devices. A
 product in bfloat16 has a gradient in bfloat16, which loses the small addends of a long sum; here
-the kernel stays float32 until it is inside the product, whose transpose has a float32 sum. In
-float32 nothing differs from the modules of Flax.
+the kernel stays float32 until it is inside the product, whose transpose has a float32 sum.
 """
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -27,18 +27,16 @@ def product(x: jax.Array, kernel: jax.Array, dimensions: Dimensions, dtype: Any)
       dimensions: the contracted ones of x, its last, and of the kernel, its first or its last.
       dtype: of the result, [..., the kernel's other dimensions].
     """
-    if x.dtype == kernel.dtype:
-        return _multiply(x, kernel, dimensions, dtype)
-    return _mixed(x, kernel, dimensions, dtype)
+    return _product(x, kernel, dimensions, dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _mixed(x, kernel, dimensions, dtype):
+def _product(x, kernel, dimensions, dtype):
     return _multiply(x, kernel.astype(x.dtype), dimensions, dtype)
 
 
 def _forward(x, kernel, dimensions, dtype):
-    # Not `_mixed`, in which a policy of rematerialization would not see the product.
+    # Not `_product`, in which a policy of rematerialization would not see the product.
     return _multiply(x, kernel.astype(x.dtype), dimensions, dtype), (x, kernel)
 
 
@@ -52,14 +50,28 @@ def _backward(dimensions, dtype, saved, gradient):
     factors = (x, gradient) if inner[0] == 0 else (gradient, x)
     of_kernel = jax.lax.platform_dependent(
         *factors,
-        # On CPUs XLA does not run every product in 16 bits with a float32 sum.
-        cpu=lambda *f: _multiply(*(y.astype(jnp.float32) for y in f), (batch, batch), jnp.float32),
+        cpu=functools.partial(_sum_over_rows, len(batch)),
         default=lambda *f: _multiply(*f, (batch, batch), jnp.float32),
     )
     return of_x.astype(x.dtype), of_kernel
 
 
-_mixed.defvjp(_forward, _backward)
+_product.defvjp(_forward, _backward)
+
+
+def _sum_over_rows(batch, x, y):
+    """The same on CPUs: x^T y of all rows, in float32.
+
+    There XLA does not run every product in 16 bits with a float32 sum, and it reads an operand
+    across its rows at a third of the speed. The narrower one is turned first; the barriers keep the
+    compiler from folding that into the product again.
+    """
+    shape = (*x.shape[batch:], *y.shape[batch:])
+    x, y = (z.astype(jnp.float32).reshape(-1, math.prod(z.shape[batch:])) for z in (x, y))
+    if x.shape[1] <= y.shape[1]:
+        return (jax.lax.optimization_barrier(x.T) @ y).reshape(shape)
+    turned = jax.lax.optimization_barrier(y.T) @ x
+    return jax.lax.optimization_barrier(turned).T.reshape(shape)
 
 
 def _multiply(x, y, dimensions, dtype):
@@ -80,6 +92,20 @@ class Dense(nn.DenseGeneral):
 def _float32_product(x, kernel, dimension_numbers, precision):
     del precision
     return product(x, kernel, dimension_numbers[0], x.dtype).astype(jnp.float32)
+
+
+def joint(layers: list[Dense], x: jax.Array) -> list[jax.Array]:
+    """[layer(x) for layer in layers], of layers alike, in one product: one is faster than three."""
+    if layers[0].is_initializing():
+        return [layer(x) for layer in layers]
+    params = [layer.variables["params"] for layer in layers]
+    kernel = jnp.stack([each["kernel"] for each in params], axis=1)
+    dtype = layers[0].dtype
+    out = product(x.astype(dtype), kernel, ((x.ndim - 1,), (0,)), dtype)
+    if layers[0].use_bias:
+        bias = jnp.stack([each["bias"] for each in params])
+        out = (out.astype(jnp.float32) + jnp.expand_dims(bias, range(x.ndim - 1))).astype(dtype)
+    return [out[..., n, :, :] for n in range(len(layers))]
 
 
 class Table(nn.Embed):

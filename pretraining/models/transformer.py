@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from pretraining.errors import UserError
-from pretraining.models.attention import Attention, attend, dropout, probabilities, rotary
+from pretraining.models.attention import Attention, attend, probabilities, rotary
 from pretraining.models.config import TransformerConfig
-from pretraining.models.linear import Dense, Table
+from pretraining.models.dropout import dropout
+from pretraining.models.linear import Dense, Table, joint
 from pretraining.models.partition import ROWS, TENSOR, constrain
 
 ACTIVATIONS = {
@@ -280,7 +281,8 @@ class SelfAttention(nn.Module):
     ) -> jax.Array:
         """[B, L, D] -> [B, L, D]; `key` drops attention probabilities."""
         turn = rotary if self.config.position == "rotary" else lambda x: x
-        projected = turn(self.query(hidden)), turn(self.key(hidden)), self.value(hidden)
+        queries, keys, values = joint([self.query, self.key, self.value], hidden)
+        projected = turn(queries), turn(keys), values
         if self.is_mutable_collection(WATCHED):
             self.sow(WATCHED, "probabilities", probabilities(*projected[:2], attention))
         out = attend(
@@ -306,7 +308,9 @@ class MLP(nn.Module):
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
         """[B, L, D] -> [B, L, D]."""
-        activation = ACTIVATIONS[self.config.activation]
+        # Its inner values are computed again in the backward pass, which takes less time than to
+        # write and read them.
+        activation = jax.checkpoint(ACTIVATIONS[self.config.activation])
         if self.config.gated:
             inner = activation(self.gate(hidden)) * self.up(hidden)
         else:

@@ -22,8 +22,10 @@ import numpy as np
 from flax import struct
 
 from pretraining.errors import UserError
-from pretraining.models.attention import Attention, dropout, mix, softmax, visible
+from pretraining.models.attention import Attention, mix, softmax, visible
 from pretraining.models.config import TransformerConfig
+from pretraining.models.dropout import dropout
+from pretraining.models.linear import joint
 from pretraining.models.transformer import (
     WATCHED,
     Block,
@@ -209,14 +211,14 @@ class RelativeAttention(nn.Module):
     ) -> tuple[jax.Array, ...]:
         """Content [B, L, D] and, where there is one, query [B, K, D] -> the same; `key` drops
         attention probabilities."""
-        keys, values = (
-            project(streams[0]).transpose(0, 2, 1, 3) for project in (self.key, self.value)
-        )
+        projected = joint([self.query, self.key, self.value], streams[0])
+        queries, keys, values = (x.transpose(0, 2, 1, 3) for x in projected)
+        queries = [queries, *(self.query(x).transpose(0, 2, 1, 3) for x in streams[1:])]
         distances = self._distances(relations)
         places = (None, relations.positions)
         return tuple(
-            self._attend(stream, keys, values, distances, relations, places[n], fold(key, n))
-            for n, stream in enumerate(streams)
+            self._attend(query, keys, values, distances, relations, places[n], fold(key, n))
+            for n, query in enumerate(queries)
         )
 
     def _distances(self, relations):
@@ -228,9 +230,8 @@ class RelativeAttention(nn.Module):
         exact = distances.astype(jnp.float32)  # so that their gradients are summed over rows
         return jnp.where(backward, exact[None, :, ::-1], exact[None]).astype(distances.dtype)
 
-    def _attend(self, stream, keys, values, distances, relations, positions, key):
+    def _attend(self, query, keys, values, distances, relations, positions, key):
         """One stream; positions None = the content stream, which is everywhere."""
-        query = self.query(stream).transpose(0, 2, 1, 3)
         scores = self._score(query, self.content_bias, keys)
         by_distance = self._score(query, self.position_bias, distances)
         scores += shift(by_distance) if positions is None else pick(by_distance, positions)
@@ -249,8 +250,12 @@ class RelativeAttention(nn.Module):
         # In float32, in which the gradient of the bias is summed then.
         exact = (query.astype(jnp.float32) + bias[None, :, None]) * query.shape[-1] ** -0.5
         query = exact.astype(query.dtype)
-        form = "bhld,bhmd->bhlm" if keys.ndim == 4 else "bhld,hmd->bhlm"
-        return jnp.einsum(form, query, keys, preferred_element_type=jnp.float32)
+        if keys.ndim == 4:
+            return jnp.einsum("bhld,bhmd->bhlm", query, keys, preferred_element_type=jnp.float32)
+        # With the heads outside, rows stay whole in memory; else they would be read across.
+        query = query.swapaxes(0, 1)
+        scores = jnp.einsum("hbld,hmd->hblm", query, keys, preferred_element_type=jnp.float32)
+        return scores.swapaxes(0, 1)
 
     def _by_segment(self, query, segments, positions):
         embedding = self.segment_embedding.astype(query.dtype).transpose(1, 0, 2)

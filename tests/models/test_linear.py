@@ -1,5 +1,6 @@
 """Gradients of parameters are summed in float32, whatever the dtype of compute."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from pretraining.models.attention import Attention
 from pretraining.models.heads import LanguageModelHead
-from pretraining.models.linear import Dense
+from pretraining.models.linear import Dense, joint
 from pretraining.models.transformer import Transformer
 from pretraining.models.two_stream import TwoStream
 
@@ -54,6 +55,42 @@ def test_in_32_bits_it_is_the_product_of_numpy():
     np.testing.assert_array_equal(of_params["kernel"], np.einsum("bhd,bf->hdf", x, y))
     np.testing.assert_array_equal(of_params["bias"], y.sum(0))
     np.testing.assert_array_equal(of_x, np.einsum("bf,hdf->bhd", y, kernel))
+
+
+class Three(nn.Module):
+    """Three layers of one input, each by itself or in one product."""
+
+    together: bool
+    use_bias: bool
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x):
+        layers = [
+            Dense((2, 3), use_bias=self.use_bias, dtype=self.dtype, name=name) for name in "abc"
+        ]
+        return joint(layers, x) if self.together else [layer(x) for layer in layers]
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_joint_layers_are_the_layers(use_bias, dtype):
+    rng = np.random.default_rng(0)
+    joined, single = (Three(together, use_bias, dtype) for together in (True, False))
+    x = jnp.asarray(rng.integers(-8, 8, (4, 5, 7)), jnp.float32)  # exact in both dtypes
+    params = single.init(jax.random.key(0), x)
+    same = jax.tree.map(
+        lambda a, b: bool((a == b).all()), params, joined.init(jax.random.key(0), x)
+    )
+    assert all(jax.tree.leaves(same))
+    params = jax.tree.map(lambda p: jnp.asarray(rng.integers(-3, 3, p.shape), jnp.float32), params)
+    weights = jnp.asarray(rng.integers(-2, 3, (3, 4, 5, 2, 3)), dtype)
+    loss = lambda module: lambda p, x: jnp.sum(jnp.stack(module.apply(p, x)) * weights)
+    for a, b in zip(joined.apply(params, x), single.apply(params, x), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+    gradients = [jax.grad(loss(module), (0, 1))(params, x) for module in (joined, single)]
+    jax.tree.map(np.testing.assert_array_equal, *gradients)
 
 
 B = 7  # no other size

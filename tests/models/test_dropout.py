@@ -1,0 +1,112 @@
+"""Dropout: its rate, and that a hash of places is random enough for it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from pretraining.models.dropout import dropout, hashed_bits
+
+KEY = jax.random.key(3)
+
+
+def bounds(n, p):
+    """What a binomial count leaves once in 10^9 draws."""
+    return stats.binom.ppf(0.5e-9, n, p), stats.binom.isf(0.5e-9, n, p)
+
+
+def assert_share(hits, p):
+    low, high = bounds(hits.size, p)
+    assert low <= hits.sum() <= high
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.001])
+@pytest.mark.parametrize("shape", [(200_500,), (400, 501), (4, 10, 50, 101)])
+def test_dropout_zeroes_the_share_and_scales_the_rest(rate, shape):
+    out = np.asarray(dropout(jnp.full(shape, 3.0), rate, KEY))
+    assert_share(out == 0, rate)
+    np.testing.assert_allclose(out[out != 0], 3 / (1 - rate), rtol=1e-6)
+    for half in np.array_split(out, 2, axis=-1):
+        assert_share(half == 0, rate)
+
+
+def test_dropout_without_key_or_rate_changes_nothing():
+    x = jnp.arange(6.0).reshape(2, 3)
+    np.testing.assert_array_equal(dropout(x, 0.5, None), x)
+    np.testing.assert_array_equal(dropout(x, 0.0, KEY), x)
+    assert (np.asarray(dropout(x + 1, 0.5, KEY)) != np.asarray(x + 1)).any()
+
+
+def pairs():
+    """Words [n] and those that must not depend on them: neighbours, and those of related keys."""
+    shape = (16, 64, 256)
+    words = np.asarray(hashed_bits(KEY, shape))
+    for axis in range(3):
+        for distance in (1, 2, 64):
+            if distance < shape[axis]:
+                yield f"axis {axis}, {distance} apart", words, np.roll(words, distance, axis)
+    for name, key in {
+        "next key": jax.random.key(4),
+        "next layer": jax.random.fold_in(KEY, 1),
+        "another layer": jax.random.fold_in(KEY, 2),
+    }.items():
+        yield name, words, np.asarray(hashed_bits(key, shape))
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_what_is_dropped_does_not_tell_what_else_is(rate):
+    dropped = lambda words: words < np.uint32(rate * 2**32)
+    count = 0
+    for name, words, others in pairs():
+        both = dropped(words) & dropped(others)
+        low, high = bounds(both.size, rate**2)
+        assert low <= both.sum() <= high, name
+        count += 1
+    assert count == 10
+
+
+def test_every_bit_is_even_and_independent_of_every_other():
+    words = np.asarray(hashed_bits(KEY, (500, 400))).ravel()
+    bits = (words[:, None] >> np.arange(32)) & 1
+    for bit in bits.T:
+        assert_share(bit, 0.5)
+    together = bits.T.astype(np.float64) @ bits
+    low, high = bounds(len(bits), 0.25)
+    apart = together[~np.eye(32, dtype=bool)]
+    assert low <= apart.min()
+    assert apart.max() <= high
+
+
+def test_bytes_occur_alike():
+    words = np.asarray(hashed_bits(KEY, (64, 128, 128))).ravel()
+    for shift in (0, 8, 16, 24):
+        counts = np.bincount((words >> shift) & 255, minlength=256)
+        assert stats.chisquare(counts).pvalue > 1e-9
+
+
+def test_no_two_rows_repeat_each_other():
+    """Not in their places, nor in others: rows whose first words are near would."""
+    dropped = np.asarray(hashed_bits(KEY, (4096, 256))) < np.uint32(0.5 * 2**32)
+    signs = 1.0 - 2.0 * dropped
+    agree = signs @ signs.T
+    np.fill_diagonal(agree, 0)
+    assert np.abs(agree).max() < 256 * 0.5  # 8 sd; 8.4 M pairs
+    # The number that a row drops varies as that of independent draws does.
+    counts = dropped.sum(axis=1)
+    spread = counts.var(ddof=1) / (256 / 4) * (len(counts) - 1)
+    assert 1e-9 < stats.chi2.cdf(spread, len(counts) - 1) < 1 - 1e-9
+
+
+def test_a_place_draws_the_same_under_vmap_and_in_jit():
+    keys = jax.random.split(KEY, 3)
+    one_by_one = np.stack([hashed_bits(key, (5, 6, 7)) for key in keys])
+    at_once = jax.jit(jax.vmap(lambda key: hashed_bits(key, (5, 6, 7))))(keys)
+    np.testing.assert_array_equal(at_once, one_by_one)
+
+
+def test_rows_are_told_apart_in_every_dimension():
+    words = np.asarray(hashed_bits(KEY, (3, 4, 5, 6)))
+    assert len(np.unique(words)) == words.size
+    flat = np.asarray(hashed_bits(KEY, (60, 6)))
+    np.testing.assert_array_equal(words.reshape(60, 6), flat)
