@@ -18,6 +18,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from pretraining import config as config_lib
+from pretraining import huge_pages
 from pretraining.errors import UserError
 
 # What a disk may refuse to a program that is right.
@@ -48,6 +49,7 @@ def run(
     """
     try:
         values = parse(sys.argv, doc, options, with_config, positional, with_overrides)
+        huge_pages.use()
         sys.exit(importlib.import_module(module).main(**values))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -34,8 +34,8 @@ def use(setting: pathlib.Path = _SETTING) -> None:
 
 def environment() -> dict[str, str]:
     """The variable that asks for large pages, for a process that is yet to be started."""
-    others = [tunable for tunable in (os.environ.get(_TUNABLES, ""),) if tunable]
-    return {_TUNABLES: ":".join([*others, f"{_TUNABLE}=1"])}
+    tunables = (os.environ.get(_TUNABLES), f"{_TUNABLE}=1")
+    return {_TUNABLES: ":".join(filter(None, tunables))}
 
 
 def _on_request(setting):
