@@ -85,14 +85,19 @@ def test_bytes_occur_alike():
         assert stats.chisquare(counts).pvalue > 1e-9
 
 
-def test_no_two_rows_repeat_each_other():
-    """Not in their places, nor in others: rows whose first words are near would."""
+def test_rows_do_not_repeat_each_other_in_other_places():
+    """Rows of near words would, 256 words at once: then equal words were twice as many."""
+    words = np.sort(np.asarray(hashed_bits(KEY, (65_536, 256))).ravel())
+    equal = (words[1:] == words[:-1]).sum()
+    assert stats.poisson.sf(equal, words.size**2 / 2**33) > 1e-9
+
+
+def test_rows_drop_as_many_as_independent_draws_do():
     dropped = np.asarray(hashed_bits(KEY, (4096, 256))) < np.uint32(0.5 * 2**32)
     signs = 1.0 - 2.0 * dropped
     agree = signs @ signs.T
     np.fill_diagonal(agree, 0)
     assert np.abs(agree).max() < 256 * 0.5  # 8 sd; 8.4 M pairs
-    # The number that a row drops varies as that of independent draws does.
     counts = dropped.sum(axis=1)
     spread = counts.var(ddof=1) / (256 / 4) * (len(counts) - 1)
     assert 1e-9 < stats.chi2.cdf(spread, len(counts) - 1) < 1 - 1e-9

@@ -172,6 +172,19 @@ def test_a_tied_head_sends_its_gradient_to_the_embeddings(make_config):
     assert (np.flatnonzero(np.abs(gradient).max(-1)) == [7]).all()
 
 
+def test_the_gradient_of_the_bias_is_the_sum_over_all_rows(make_config):
+    config = make_config(vocabulary_size=7, width=4, heads=1, head_transform=False)
+    x, table, weights = random_arrays((2, 3, 4), (7, 4), (2, 3, 7))
+    head = LanguageModelHead(config)
+
+    def loss(bias, x):
+        return jnp.sum(head.apply({"params": {"bias": bias}}, x, table) * weights)
+
+    of_bias, of_x = jax.grad(loss, (0, 1))(jnp.ones(7), x)
+    np.testing.assert_allclose(of_bias, np.asarray(weights).sum((0, 1)), rtol=1e-5)
+    np.testing.assert_allclose(of_x, np.einsum("bkv,vd->bkd", weights, table), rtol=1e-5)
+
+
 def test_widths_that_do_not_fit_are_refused(make_config):
     config = make_config(embedding_width=8, head_transform=False)
     with pytest.raises(UserError) as error:

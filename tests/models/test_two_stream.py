@@ -18,6 +18,7 @@ from pretraining.models.two_stream import (
     RelativeAttention,
     TwoStream,
     distance_encoding,
+    shift,
 )
 
 XLNET = dict(position="relative", embedding_norm=False, head_transform=False)
@@ -351,3 +352,18 @@ def test_fused_kernels_are_refused(make, kernel):
     attention = Attention(rank=jnp.zeros((2, 128), jnp.int32))
     with pytest.raises(UserError, match=f"attention='{kernel}' has no order of prediction"):
         attend(*inputs, attention, kernel=kernel)
+
+
+def test_shift_and_its_gradient_against_loops():
+    """Row i of L = 5 wants entry L - 1 - i + m for key m, and sends its gradient back there."""
+    length = 5
+    scores = np.random.default_rng(0).normal(size=(2, 3, length, 2 * length - 1))
+    weights = np.random.default_rng(1).normal(size=(2, 3, length, length))
+    wanted, gradient = np.zeros_like(weights), np.zeros_like(scores)
+    for i in range(length):
+        for m in range(length):
+            wanted[..., i, m] = scores[..., i, length - 1 - i + m]
+            gradient[..., i, length - 1 - i + m] = weights[..., i, m]
+    found, back = jax.vjp(shift, jnp.asarray(scores, jnp.float32))
+    np.testing.assert_array_equal(found, np.float32(wanted))
+    np.testing.assert_array_equal(back(jnp.asarray(weights, jnp.float32))[0], np.float32(gradient))
