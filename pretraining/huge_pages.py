@@ -26,16 +26,19 @@ def use(setting: pathlib.Path = _SETTING) -> None:
     Args:
       setting: the file in which Linux says who gets large pages.
     """
-    if _on_request(setting) and _TUNABLE not in os.environ.get(_TUNABLES, ""):
-        os.environ.update(environment())
-        sys.stdout.flush()
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    if environment().items() <= os.environ.items() or not _on_request(setting):
+        return
+    os.environ.update(environment())
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def environment() -> dict[str, str]:
     """The variable that asks for large pages, for a process that is yet to be started."""
-    tunables = (os.environ.get(_TUNABLES), f"{_TUNABLE}=1")
-    return {_TUNABLES: ":".join(filter(None, tunables))}
+    known = os.environ.get(_TUNABLES, "")
+    if _TUNABLE in known:
+        return {_TUNABLES: known}
+    return {_TUNABLES: ":".join(filter(None, (known, f"{_TUNABLE}=1")))}
 
 
 def _on_request(setting):

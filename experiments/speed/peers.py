@@ -34,7 +34,7 @@ import psutil
 
 from experiments.speed.sides import tokens
 from experiments.speed.sides.worker import Task
-from pretraining import cli
+from pretraining import cli, huge_pages
 from pretraining.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -58,9 +58,6 @@ ELECTRA_SMALL = dict(
     dropout=0.1,
 )
 BATCHES = 64  # in the token store
-
-# The large buffers of a step in huge pages, where the kernel gives them to those that ask.
-LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 class Side(NamedTuple):
@@ -136,9 +133,9 @@ def sides(peer_python: str) -> list[Side]:
     """Ours, and transformers without and with large pages."""
     peer = (peer_python, "experiments.speed.sides.hugging_face")
     return [
-        Side(OURS, sys.executable, "experiments.speed.sides.ours", LARGE_PAGES),
+        Side(OURS, sys.executable, "experiments.speed.sides.ours", huge_pages.environment()),
         Side("transformers", *peer, {}),
-        Side("transformers, large pages", *peer, LARGE_PAGES),
+        Side("transformers, large pages", *peer, huge_pages.environment()),
     ]
 
 
