@@ -75,11 +75,17 @@ def _half_even(product):
 
 # (rate x GRID, payload length, integer draw from [0, GRID)) -> count
 _RULES = {
-    "exact": lambda rate, length, draw: jnp.maximum(1, _half_even(rate * (length + FRAME))),
+    "exact": lambda rate, length, draw: _half_even(rate * (length + FRAME)),
     "ceil": lambda rate, length, draw: (rate * length + GRID - 1) // GRID,
     "stochastic": lambda rate, length, draw: (rate * (length + FRAME) + draw) // GRID,
 }
 COUNT_RULES = (*_RULES, "bernoulli")
+
+
+def _count(rule, rate, length, draw, maximum=jnp.maximum):
+    """Of arrays, or with `max` of Python's integers, which compiles nothing."""
+    count = _RULES[rule](rate, length, draw)
+    return maximum(1, count) if rule == "exact" else count
 
 
 def budgets(
@@ -121,9 +127,9 @@ def budgets(
         within = lambda width: jnp.sum(above & (draw < (rate * number + width)[:, None]), axis=1)
         return within(rate), within(predict_rate)
     draw = jax.random.randint(key, (), 0, GRID)
-    count = _RULES[rule](rate, length, draw)
+    count = _count(rule, rate, length, draw)
     corrupted = jnp.clip(candidate.sum() - number * count, 0, count)
-    return corrupted, jnp.minimum(corrupted, _RULES[rule](predict_rate, length, draw))
+    return corrupted, jnp.minimum(corrupted, _count(rule, predict_rate, length, draw))
 
 
 def largest_budget(rule: str, rate: float, size: int) -> int:
@@ -133,7 +139,7 @@ def largest_budget(rule: str, rate: float, size: int) -> int:
     """
     if rule == "bernoulli":
         return min(size, int(np.ceil(rate * size + 6 * np.sqrt(rate * (1 - rate) * size))))
-    return min(size, int(_RULES[rule](round(rate * GRID), size, GRID - 1)))
+    return min(size, _count(rule, round(rate * GRID), size, GRID - 1, max))
 
 
 def _on_grid(rate):
