@@ -249,17 +249,18 @@ def cross_entropy(
       also: the further fields of `Sums` that are wanted; each costs as much as the gradient.
     """
     length = labels.shape[1]
-    chunk = min(chunk, length)
+    chunk = max(1, min(chunk, length))
+    count = max(1, math.ceil(length / chunk))
 
     def chunks(x):
-        """[B, K, ...] -> [K / chunk, B, chunk, ...]; what is filled up has weight 0."""
+        """[B, K, ...] -> [count, B, chunk, ...]; what is filled up has weight 0."""
         widths = [(0, 0)] * x.ndim
-        widths[1] = (0, -length % chunk)
+        widths[1] = (0, count * chunk - length)
         x = jnp.pad(x, widths)
-        return x.reshape(x.shape[0], -1, chunk, *x.shape[2:]).swapaxes(0, 1)
+        return x.reshape(x.shape[0], count, chunk, *x.shape[2:]).swapaxes(0, 1)
 
-    project, constants = jax.closure_convert(project, hidden[:, :chunk])
     parts = (chunks(hidden), chunks(labels), chunks(weights))
+    project, constants = jax.closure_convert(project, parts[0][0])
     return _sum_chunks(project, ("nll", *also), constants, *parts)
 
 
@@ -294,7 +295,8 @@ def _scaled_gradients(project, fields, gradients, slopes: Sums):
     slopes = [getattr(slopes, field) for field in fields]
 
     def weigh(parts):
-        total = sum(slope * part for slope, part in zip(slopes, parts, strict=True))
+        pairs = zip(slopes, parts, strict=True)
+        total = sum(slope * part.astype(jnp.float32) for slope, part in pairs)
         return total.astype(parts[0].dtype)
 
     of_hidden, of_constants = gradients

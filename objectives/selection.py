@@ -82,12 +82,6 @@ _RULES = {
 COUNT_RULES = (*_RULES, "bernoulli")
 
 
-def _count(rule, rate, length, draw, maximum=jnp.maximum):
-    """Of arrays, or with `max` of Python's integers, which compiles nothing."""
-    count = _RULES[rule](rate, length, draw)
-    return maximum(1, count) if rule == "exact" else count
-
-
 def budgets(
     rule: str,
     key: jax.Array,
@@ -127,9 +121,10 @@ def budgets(
         within = lambda width: jnp.sum(above & (draw < (rate * number + width)[:, None]), axis=1)
         return within(rate), within(predict_rate)
     draw = jax.random.randint(key, (), 0, GRID)
-    count = _count(rule, rate, length, draw)
-    corrupted = jnp.clip(candidate.sum() - number * count, 0, count)
-    return corrupted, jnp.minimum(corrupted, _count(rule, predict_rate, length, draw))
+    least = 1 if rule == "exact" else 0
+    count = lambda rate: jnp.maximum(least, _RULES[rule](rate, length, draw))
+    corrupted = jnp.clip(candidate.sum() - number * count(rate), 0, count(rate))
+    return corrupted, jnp.minimum(corrupted, count(predict_rate))
 
 
 def largest_budget(rule: str, rate: float, size: int) -> int:
@@ -139,7 +134,8 @@ def largest_budget(rule: str, rate: float, size: int) -> int:
     """
     if rule == "bernoulli":
         return min(size, int(np.ceil(rate * size + 6 * np.sqrt(rate * (1 - rate) * size))))
-    return min(size, _count(rule, round(rate * GRID), size, GRID - 1, max))
+    count = _RULES[rule](round(rate * GRID), size, GRID - 1)
+    return min(size, max(1, count))
 
 
 def _on_grid(rate):

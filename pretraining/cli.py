@@ -49,7 +49,7 @@ def run(
     """
     try:
         values = parse(sys.argv, doc, options, with_config, positional, with_overrides)
-        huge_pages.use()
+        huge_pages.use(module)
         sys.exit(importlib.import_module(module).main(**values))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -3,7 +3,7 @@
 XLA allocates the buffers of a step anew at every step, and malloc hands memory of that size back to
 the system each time: half a million page faults of 4 KiB a step of ELECTRA-small. The GNU C library
 asks for pages of 2 MiB where a tunable says so, and it reads its tunables once, when a process
-starts. A few hundred faults are left, and no more memory is held than before.
+starts. A few thousand faults are left, and no more memory is held than before.
 """
 
 import os
@@ -16,21 +16,26 @@ _OLDEST = (2, 35)  # of the library, that has the tunable
 _SETTING = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def use(setting: pathlib.Path = _SETTING) -> None:
-    """Starts this program over with the tunable set; returns where that is so or would not help.
+def use(module: str, setting: pathlib.Path = _SETTING) -> None:
+    """Starts `python -m MODULE ...` over with the tunable set; to be called before anything else.
 
-    To be called before anything has been done. The process stays the same one: its id, its open
-    files and what its environment says are kept. A value of the tunable that the user has set is
-    kept too: `GLIBC_TUNABLES=glibc.malloc.hugetlb=0` switches this off.
+    The process keeps its id and its environment. It returns where the tunable is set, where it
+    would not help, and where this process is not that command alone: a notebook, a debugger or a
+    script that runs the module is never replaced. What the user says about the tunable is kept:
+    `GLIBC_TUNABLES=glibc.malloc.hugetlb=0` switches this off.
 
     Args:
       setting: the file in which Linux says who gets large pages.
     """
-    if environment().items() <= os.environ.items() or not _on_request(setting):
+    if environment().items() <= os.environ.items():
         return
-    os.environ.update(environment())
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    if _is_command(module) and library_can_ask() and _on_request(setting):
+        os.environ.update(environment())
+        sys.stdout.flush()
+        try:
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        except (OSError, ValueError):  # then without
+            return
 
 
 def environment() -> dict[str, str]:
@@ -41,12 +46,25 @@ def environment() -> dict[str, str]:
     return {_TUNABLES: ":".join(filter(None, (known, f"{_TUNABLE}=1")))}
 
 
-def _on_request(setting):
-    """Does Linux give large pages to those who ask, and can the C library ask?"""
+def library_can_ask() -> bool:
+    """Is this the GNU C library, in a version that has the tunable?"""
     try:
         name, version = os.confstr("CS_GNU_LIBC_VERSION").split()
-        chosen = setting.read_text()
+        return name == "glibc" and tuple(int(part) for part in version.split(".")[:2]) >= _OLDEST
     except (AttributeError, OSError, ValueError):  # another system
         return False
-    major, minor = (int(part) for part in version.split(".")[:2])
-    return name == "glibc" and (major, minor) >= _OLDEST and "[madvise]" in chosen
+
+
+def _is_command(module):
+    """Was this process started by `python [options] -m MODULE` and the arguments it has?"""
+    given = ["-m", module.removesuffix(".__main__"), *sys.argv[1:]]
+    options = sys.orig_argv[1 : -len(given)]
+    alone = sys.orig_argv[-len(given) :] == given and not {"-m", "-c", "-"} & set(options)
+    return alone and sys.gettrace() is None
+
+
+def _on_request(setting):
+    try:
+        return "[madvise]" in setting.read_text()
+    except OSError:
+        return False

@@ -97,6 +97,27 @@ def test_gradients_are_those_of_differences_by_hand(inputs, chunk, scale):
             np.testing.assert_allclose(found[index], (values[0] - values[1]) / 2e-5, atol=1e-5)
 
 
+def test_gradients_of_16_bit_states_are_those_in_32_bits(inputs):
+    hidden, table, labels, weights = inputs
+    hidden = hidden.astype(jnp.bfloat16)
+    project = lambda h, table: (h.astype(jnp.float32) @ table.T).astype(jnp.float32)
+
+    def loss(hidden, table):
+        return base.cross_entropy(lambda h: project(h, table), hidden, labels, weights, 3).nll
+
+    short = jax.grad(loss, (0, 1))(hidden, table)
+    exact = jax.grad(loss, (0, 1))(hidden.astype(jnp.float32), table)
+    assert [gradient.dtype for gradient in short] == [jnp.bfloat16, jnp.float32]
+    np.testing.assert_allclose(short[0].astype(jnp.float32), exact[0], rtol=2**-8)
+    np.testing.assert_allclose(short[1], exact[1], rtol=1e-5, atol=1e-6)
+
+
+def test_no_positions_give_sums_of_0():
+    empty = jnp.zeros((2, 0, 4)), jnp.ones((5, 4)), jnp.zeros((2, 0), jnp.int32), jnp.ones((2, 0))
+    assert float(plain_loss(*empty, 3)) == 0
+    np.testing.assert_array_equal(jax.grad(plain_loss, 1)(*empty, 3), np.zeros((5, 4)))
+
+
 def test_gradients_flow_into_all_that_the_projection_reads(inputs):
     """Also through `jit`, `vmap` and inside of a scan, as members and microbatches are."""
     hidden, table, labels, weights = inputs
