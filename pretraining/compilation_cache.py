@@ -2,8 +2,8 @@
 
 It lies in the folder `compiled` of the project's cache (`config.data.cache`, else
 $PRETRAINING_CACHE, else ~/.cache/pretraining), unless the user has chosen another one
-(JAX_COMPILATION_CACHE_DIR, `jax.config`): then nothing is changed here. Off:
-JAX_ENABLE_COMPILATION_CACHE=false.
+(JAX_COMPILATION_CACHE_DIR, `jax.config`): then nothing is changed here. JAX's other variables are
+heeded too (JAX_COMPILATION_CACHE_MAX_SIZE). Off: JAX_ENABLE_COMPILATION_CACHE=false.
 
 An entry is found by a hash of the program, the compiler's version and options and the devices, and
 holds the executable that the compiler made, so a run that is resumed with it remains the same bit
@@ -14,6 +14,7 @@ Who can write to the folder decides what is executed.
 """
 
 import hashlib
+import os
 import pathlib
 import platform
 import sys
@@ -47,9 +48,14 @@ def use(data_config) -> None:
         print(f"compiled programs are not kept: {error}", file=sys.stderr)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small ones add up
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    settings = {
+        "jax_compilation_cache_max_size": MAX_BYTES,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,  # small ones add up
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in settings.items():
+        if name.upper() not in os.environ:
+            jax.config.update(name, value)
 
 
 def _cpu() -> str:

@@ -25,6 +25,9 @@ MASK = "[MASK]"  # how a mask is written in the text of `fill_mask`
 def load(workdir: str | pathlib.Path, step: int | None = None, ema: bool = False) -> "Run":
     """Opens a run folder on the CPU.
 
+    What this process compiles is then kept in the project's cache (`compilation_cache.use`), as in
+    every command, unless it has chosen a place of its own.
+
     Args:
       workdir: folder of the run.
       step: checkpoint; None = the newest.

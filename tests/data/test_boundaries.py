@@ -1,13 +1,14 @@
 """Words and sentences start at the right tokens, under every normalisation."""
 
 import random
+import re
 from pydoc_data.topics import topics
 
 import numpy as np
 import pytest
 
 from configs import base
-from pretraining.data import tokenizer
+from pretraining.data import boundaries, tokenizer
 from pretraining.data.row import SENTENCE_START, WORD_START
 
 TEXTS = [topics[name] for name in sorted(topics)[:25]] + ["中文没有空格。日本語も同じです。"] * 20
@@ -131,3 +132,23 @@ def test_word_starts_by_id(vocabulary):
     expected = [p[0] in "▁\n" or p[0] in "中文没有空格日本語も同じです" for p in pieces[261:]]
     spaces = [i in (9, 10, 11, 12, 13, 28, 29, 30, 31, 32) for i in range(256)]
     assert vocabulary.word_start.tolist() == [False] * 5 + spaces + expected
+
+
+# The three ends of a sentence, each by itself and slow: a line break, a full stop of scripts
+# without spaces, and a mark that a space follows.
+PLAIN = (
+    r"\n\s*(?=\S)",
+    rf"[。！？｡]+{boundaries._CLOSING}[^\S\n]*(?=\S)",
+    rf"[.!?…؟۔।]+{boundaries._CLOSING}[^\S\n]+(?=[(\[¿¡]*(\S))",
+)
+
+
+def test_the_fast_pattern_of_sentences_is_the_plain_one():
+    plain, generator = re.compile("|".join(PLAIN)), random.Random(0)
+    spans = lambda pattern, text: [(m.span(), m[1]) for m in pattern.finditer(text)]
+    found = 0
+    for _ in range(20_000):
+        text = "".join(generator.choices("\n\n 。！.!?…\"')）(¿aA1é ", k=generator.randint(1, 12)))
+        assert spans(boundaries._SENTENCE, text) == spans(plain, text), repr(text)
+        found += len(spans(plain, text))
+    assert found > 20_000
