@@ -70,7 +70,8 @@ def measure(config, steps: int, random_tokens: bool) -> dict:
     update = program_lib.compile_update(program, config)
     compile_s = time.perf_counter() - compile_start
     put = lambda rows: sharding.put_rows(rows, program.mesh, config.train.batch_size)
-    step_times, waits = time_steps(update, state, map(put, batches), steps)
+    step = lambda state, rows: update(state, rows, program.seeds)
+    step_times, waits = time_steps(step, state, map(put, batches), steps)
     step_s = float(np.median(step_times))
     payload = config.data.sequence_length - SPECIAL_POSITIONS
     step_flops, peak = flops.step_flops(config, vocabulary), flops.peak_flops(config)
@@ -99,7 +100,7 @@ def time_steps(update, state, batches: Iterator[Any], steps: int) -> tuple[list,
     started. The first step, which touches all memory for the first time, is not timed.
 
     Args:
-      update: the compiled `(state, rows) -> (state, figures)`.
+      update: `(state, rows) -> (state, figures)`.
       state: is used up.
       batches: rows on the devices; one is taken for each step and the two around them.
     """

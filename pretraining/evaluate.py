@@ -39,7 +39,7 @@ import re
 import jax
 import numpy as np
 
-from pretraining import files, metrics, predict, run_folder, sharding, step
+from pretraining import files, metrics, predict, random, run_folder, sharding, step
 from pretraining.data import loader, prepare
 from pretraining.data.row import SPECIAL_POSITIONS, Row
 from pretraining.errors import UserError
@@ -51,7 +51,7 @@ class Evaluator:
 
     def __init__(self, objective, config, mesh, vocabulary):
         self._config, self._mesh, self._size = config, mesh, vocabulary.size
-        self._terms = jax.jit(step.evaluation_step(objective, config))
+        self._terms, self._seeds = jax.jit(step.evaluation_step(objective)), random.seeds(config)
         self._places = sharding.local_places(mesh, config.evaluate.batch_size)
 
     def __call__(self, state, prepared) -> dict[str, float]:
@@ -71,7 +71,8 @@ class Evaluator:
         )
         with jax.set_mesh(self._mesh):  # of the activations
             parts = [
-                self._terms(params, sharding.put_rows(rows, self._mesh, size)) for rows in batches
+                self._terms(params, sharding.put_rows(rows, self._mesh, size), self._seeds)
+                for rows in batches
             ]
         figures = combine(metrics.fetch(parts)) | {"uniform_loss": math.log(self._size)}
         return {prefix + name: value for name, value in figures.items()}

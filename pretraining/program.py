@@ -8,7 +8,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from pretraining import config as config_lib
-from pretraining import guard, metrics, sharding, state, step
+from pretraining import guard, metrics, random, sharding, state, step
 from pretraining import optimizer as optimizer_lib
 from pretraining.data import tokenizer
 from pretraining.data.row import SPECIAL_POSITIONS
@@ -24,6 +24,7 @@ class Program(NamedTuple):
       learning_rate: step -> learning rate.
       mesh: the devices.
       state: the State as ShapeDtypeStructs with their shardings.
+      seeds: inputs of what is compiled.
     """
 
     objective: Any
@@ -31,6 +32,7 @@ class Program(NamedTuple):
     learning_rate: optax.Schedule
     mesh: Mesh
     state: state.State
+    seeds: random.Seeds
 
 
 def build(config, vocabulary, devices=None) -> Program:
@@ -57,9 +59,8 @@ def build(config, vocabulary, devices=None) -> Program:
     learning_rate = optimizer_lib.schedule(config.optimizer, config.train.steps)
     params = jax.eval_shape(lambda: state.init_params(objective, config))
     optimizer = optimizer_lib.create(config.optimizer, learning_rate, params)
-    return Program(
-        objective, optimizer, learning_rate, mesh, state.shape(objective, optimizer, config, mesh)
-    )
+    shape = state.shape(objective, optimizer, config, mesh)
+    return Program(objective, optimizer, learning_rate, mesh, shape, random.seeds(config))
 
 
 def rehearse(config, devices=None) -> tuple[Any, tokenizer.Vocabulary, Program]:
@@ -109,11 +110,11 @@ def compile_update(program: Program, config):
     where = NamedSharding(program.mesh, sharding.ROWS)
     rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), rows)
     with jax.set_mesh(program.mesh):
-        return jit_update(program, config).lower(program.state, rows).compile()
+        return jit_update(program, config).lower(program.state, rows, program.seeds).compile()
 
 
 def jit_update(program: Program, config):
-    """The jitted `(state, rows) -> (state, metrics)`; the state's buffers are donated."""
+    """The jitted `(state, rows, seeds) -> (state, metrics)`; the state's buffers are donated."""
     update = step.train_step(program.objective, program.optimizer, program.learning_rate, config)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state)
     return jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))

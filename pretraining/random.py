@@ -5,19 +5,38 @@ is replayed in a notebook draws what it drew before.
 """
 
 import zlib
+from typing import NamedTuple
 
 import jax
+import numpy as np
 
 # Values must not depend on how an array is sharded, nor on a default that changes with versions.
 jax.config.update("jax_threefry_partitionable", True)
 
 
-def stream(seed: int, name: str, step: int | jax.Array = 0) -> jax.Array:
+class Seeds(NamedTuple):
+    """The seeds that compiled programs read, all uint32.
+
+    They are inputs of these programs: runs that differ in them share one compiled program.
+    """
+
+    init: np.uint32
+    corruption: np.uint32
+    dropout: np.uint32
+    evaluation: np.uint32
+
+
+def seeds(config) -> Seeds:
+    """Those of `config.seed`."""
+    return Seeds(*(np.uint32(config.seed[name]) for name in Seeds._fields))
+
+
+def stream(seed: int | jax.Array, name: str, step: int | jax.Array = 0) -> jax.Array:
     """The key of one named stream at one step.
 
     Args:
       seed: the seed of the purpose (`config.seed.<name>`); seeds are apart so that a sweep can vary
-        one of them and hold the rest.
+        one of them and hold the rest. A Python integer, or uint32, perhaps traced.
       name: what is drawn, e.g. "corruption"; hashed, so that a new stream never shifts another.
       step: the step, a Python integer or a traced scalar.
     """

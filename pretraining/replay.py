@@ -33,6 +33,7 @@ from pretraining import (
     init_from,
     metrics,
     program,
+    random,
     run_folder,
     sharding,
 )
@@ -67,8 +68,10 @@ def main(workdir: str, step: str | None, rows: str | None) -> int:
         state, batch, began = _reach(
             folder, config, prepared, built, update, skips, number - 1, at_most
         )
-        losses, finite = jax.device_get(_inspect(built.objective, config)(state, batch))
-        figures = metrics.fetch(update(state, batch)[1])
+        losses, finite = jax.device_get(
+            _inspect(built.objective, config)(state, batch, built.seeds)
+        )
+        figures = metrics.fetch(update(state, batch, built.seeds)[1])
     print(f"update {number}, reached from step {began}:")
     _print_figures(figures, kept, batch)
     addresses = loader.row_addresses(prepared.train, config, number - 1, skips)
@@ -92,19 +95,20 @@ def _reach(folder, config, prepared, built, update, skips, step: int, at_most: i
     places = sharding.local_places(built.mesh, size)
     batches = loader.train_batches(prepared.train, config, start, places, skips)
     for _ in range(start, step):
-        state, _ = update(state, sharding.put_rows(next(batches), built.mesh, size))
+        rows = sharding.put_rows(next(batches), built.mesh, size)
+        state, _ = update(state, rows, built.seeds)
     batch = sharding.put_rows(next(batches), built.mesh, size)
     batches.close()
     return state, batch, start
 
 
 def _inspect(objective, config):
-    """Jitted (state, rows [B]) -> (loss of each row alone, without dropout [B]; {path: is its
+    """Jitted (state, rows [B], seeds) -> (loss of each row alone, without dropout [B]; {path: is its
     gradient, that of the update, finite?})."""
 
     @jax.jit
-    def inspect(state, rows: Row):
-        examples, knobs, dropout = step_lib.inputs(objective, config, state.step, rows)
+    def inspect(state, rows: Row, seeds: random.Seeds):
+        examples, knobs, dropout = step_lib.inputs(objective, seeds, state.step, rows)
 
         def row_loss(example):
             one = jax.tree.map(lambda x: x[None], example)

@@ -68,16 +68,16 @@ def corrupt_rows(objective, key: jax.Array, rows: Row, knobs: dict) -> Any:
     return jax.vmap(objective.corrupt, in_axes=(0, 0, None))(keys, rows, knobs)
 
 
-def init_params(objective, config) -> Any:
-    """The parameter tree, from `config.seed.init` alone (traceable)."""
-    key = random.stream(config.seed.init, "init")
+def init_params(objective, config, seed: int | jax.Array | None = None) -> Any:
+    """The parameter tree, from the seed alone (traceable); None = `config.seed.init`."""
+    key = random.stream(config.seed.init if seed is None else seed, "init")
     example = corrupt_rows(objective, key, empty_rows(config), objective.evaluation_knobs)
     return objective.model.init(key, example)["params"]
 
 
 def shape(objective, optimizer: optax.GradientTransformation, config, mesh: Mesh) -> State:
     """The state as ShapeDtypeStructs with their shardings; nothing is computed."""
-    abstract = jax.eval_shape(lambda: _create(objective, optimizer, config))
+    abstract = jax.eval_shape(lambda: _create(objective, optimizer, config, config.seed.init))
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         abstract,
@@ -87,12 +87,17 @@ def shape(objective, optimizer: optax.GradientTransformation, config, mesh: Mesh
 
 def init(objective, optimizer: optax.GradientTransformation, config, mesh: Mesh) -> State:
     """The state before the first step; every leaf is made where it lives."""
+    return jit_init(objective, optimizer, config, mesh)(random.seeds(config).init)
+
+
+def jit_init(objective, optimizer: optax.GradientTransformation, config, mesh: Mesh):
+    """The jitted `seed -> state`, for states that differ in `config.seed.init` alone."""
     where = jax.tree.map(lambda leaf: leaf.sharding, shape(objective, optimizer, config, mesh))
-    return jax.jit(lambda: _create(objective, optimizer, config), out_shardings=where)()
+    return jax.jit(lambda seed: _create(objective, optimizer, config, seed), out_shardings=where)
 
 
-def _create(objective, optimizer, config) -> State:
-    params = init_params(objective, config)
+def _create(objective, optimizer, config, seed) -> State:
+    params = init_params(objective, config, seed)
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,

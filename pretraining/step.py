@@ -23,8 +23,8 @@ def train_step(
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,
     config,
-) -> Callable[[State, Row], tuple[State, dict[str, jax.Array]]]:
-    """Builds `(state, rows [B]) -> (state, metrics)`; jit it with the state donated.
+) -> Callable[[State, Row, random.Seeds], tuple[State, dict[str, jax.Array]]]:
+    """Builds `(state, rows [B], seeds) -> (state, metrics)`; jit it with the state donated.
 
     A loss or gradient that is not finite changes nothing but the counters: the old parameters are
     gone once their buffers are donated, so the update must be discarded in here.
@@ -36,8 +36,8 @@ def train_step(
     """
     parts = config.train.accumulation
 
-    def step(state: State, rows: Row):
-        examples, knobs, dropout = inputs(objective, config, state.step, rows)
+    def step(state: State, rows: Row, seeds: random.Seeds):
+        examples, knobs, dropout = inputs(objective, seeds, state.step, rows)
         grads, metrics = gradients(objective, state.params, examples, knobs, dropout, parts)
         metrics["gradient_norm"] = optax.tree.norm(grads)
         # The optimizer counts the updates that it made: those that were skipped don't count.
@@ -58,12 +58,14 @@ def train_step(
     return step
 
 
-def inputs(objective, config, step: jax.Array, rows: Row) -> tuple[Any, dict, jax.Array]:
+def inputs(
+    objective, seeds: random.Seeds, step: jax.Array, rows: Row
+) -> tuple[Any, dict, jax.Array]:
     """What the update at `step` makes of its rows [B]: (examples, knobs, key of the dropout)."""
     knobs = objective.schedule(step)
-    corruption = random.stream(config.seed.corruption, "corruption", step)
+    corruption = random.stream(seeds.corruption, "corruption", step)
     examples = corrupt_rows(objective, corruption, rows, knobs)
-    return examples, knobs, random.stream(config.seed.dropout, "dropout", step)
+    return examples, knobs, random.stream(seeds.dropout, "dropout", step)
 
 
 def watch(average: LossAverage, loss: jax.Array, memory: int) -> tuple[LossAverage, jax.Array]:
@@ -158,18 +160,18 @@ def total(terms: Terms) -> jax.Array:
     return sum((mean(term) * term.scale for term in terms.values()), jnp.zeros((), jnp.float32))
 
 
-def evaluation_step(objective, config) -> Callable[[Any, Row], Terms]:
-    """Builds `(params, rows [B]) -> terms`, summed over the batch, without dropout.
+def evaluation_step(objective) -> Callable[[Any, Row, random.Seeds], Terms]:
+    """Builds `(params, rows [B], seeds) -> terms`, summed over the batch, without dropout.
 
-    Masks are a function of (config.seed.evaluation, row.index): the same at every evaluation, for
+    Masks are a function of (seeds.evaluation, row.index): the same at every evaluation, for
     any batch size, in every run of a sweep.
     """
 
-    def step(params, rows: Row) -> Terms:
+    def step(params, rows: Row, seeds: random.Seeds) -> Terms:
         knobs = jax.tree.map(
             lambda knob: jnp.asarray(knob, jnp.float32), objective.evaluation_knobs
         )
-        key = random.stream(config.seed.evaluation, "evaluation")
+        key = random.stream(seeds.evaluation, "evaluation")
         examples = corrupt_rows(objective, key, rows, knobs)
         return objective.loss(objective.model.apply, params, examples, knobs, key, False)
 

@@ -190,9 +190,8 @@ def loop(run: "Run", rewinds: list[dict]) -> tuple[state_lib.State, int, int]:
             ledger.enter("data_wait")
             rows = next(batches)
             ledger.enter("step")
-            state, figures = run.update(
-                state, sharding.put_rows(rows, mesh, config.train.batch_size)
-            )
+            batch = sharding.put_rows(rows, mesh, config.train.batch_size)
+            state, figures = run.update(state, batch, run.program.seeds)
             report.push(step + 1, figures, rows)
             run.checkpoints.raise_failure()
         ledger.enter("save")
@@ -205,7 +204,7 @@ class Run:
     """What the loop works with, the same after every rewind.
 
     Attributes:
-      update: the compiled `(state, rows) -> (state, metrics)`; None = the run is at its end.
+      update: the compiled `(state, rows, seeds) -> (state, metrics)`; None = the run is at its end.
       stop: asked once a step: the signal that stops the run, or 0.
     """
 

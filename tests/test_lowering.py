@@ -38,7 +38,7 @@ def exported_step(name):
     rows = state_lib.empty_rows(config, config.train.batch_size)
     with jax.set_mesh(program.mesh):
         update = program_lib.jit_update(program, config)
-        return export.export(update, platforms=("tpu", "cuda"))(program.state, rows)
+        return export.export(update, platforms=("tpu", "cuda"))(program.state, rows, program.seeds)
 
 
 @pytest.mark.parametrize("name", config_lib.objective_names())
@@ -75,3 +75,28 @@ def test_scanned_layers_are_lowered_once():
     assert more["slice"] > 0
     more = gradient_operations("unrolled", 8) - gradient_operations("unrolled", 4)
     assert more["dot_general"] == 4 * 24  # 8 products a layer, each with two in the backward pass
+
+
+def lowered_texts(seeds):
+    """Of the initialisation, the update and the evaluation of a config with these seeds."""
+    config = config_lib.load("configs/replaced_token_detection.py:tiny", SMALL | seeds)
+    vocabulary = tokenizer.stand_in(config.tokenizer.size)
+    config = config_lib.without_epochs(config)
+    program = program_lib.build(config, vocabulary, jax.devices()[:1])
+    create = state_lib.jit_init(program.objective, program.optimizer, config, program.mesh)
+    rows = state_lib.empty_rows(config, config.train.batch_size)
+    terms = jax.jit(step_lib.evaluation_step(program.objective))
+    with jax.set_mesh(program.mesh):
+        lowered = (
+            create.lower(program.seeds.init),
+            program_lib.jit_update(program, config).lower(program.state, rows, program.seeds),
+            terms.lower(program.state.params, rows, program.seeds),
+        )
+        return [each.as_text() for each in lowered]
+
+
+def test_runs_that_differ_in_seeds_share_their_programs():
+    """The cache of compiled programs goes by this text."""
+    other = {"init": 1, "data": 2, "corruption": 3, "dropout": 2**32 - 1, "evaluation": 4}
+    seeds = {f"seed.{name}": value for name, value in other.items()}
+    assert lowered_texts(seeds) == lowered_texts({})

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from pretraining import config as config_lib
-from pretraining import hlo
+from pretraining import hlo, random
 from pretraining import program as program_lib
 from pretraining import state as state_lib
 from pretraining import step as step_lib
@@ -48,15 +48,15 @@ def compiled_update(name, **overrides):
     overrides = {key.replace("__", "."): value for key, value in overrides.items()}
     program, config, rows = built(name, overrides)
     with jax.set_mesh(program.mesh):
-        lowered = program_lib.jit_update(program, config).lower(program.state, rows)
+        lowered = program_lib.jit_update(program, config).lower(program.state, rows, program.seeds)
     return lowered.compile(QUICK), program.state
 
 
 def compiled_evaluation(name):
     program, config, rows = built(name, {})
-    evaluate = jax.jit(step_lib.evaluation_step(program.objective, config))
+    evaluate = jax.jit(step_lib.evaluation_step(program.objective))
     with jax.set_mesh(program.mesh):
-        return evaluate.lower(program.state.params, rows).compile(QUICK), program.state
+        return evaluate.lower(program.state.params, rows, program.seeds).compile(QUICK), program.state
 
 
 def assert_no_logits_of_half_the_positions(compiled, state):
@@ -102,7 +102,8 @@ def residuals(execution, dtype, policy):
     overrides = {"model.execution": execution, "model.dtype": dtype, "model.remat": policy}
     program, config, rows = built("causal_lm", overrides)
     objective, state = program.objective, program.state
-    examples, knobs, key = step_lib.inputs(objective, config, jnp.zeros((), jnp.int32), rows)
+    seeds = random.seeds(config)
+    examples, knobs, key = step_lib.inputs(objective, seeds, jnp.zeros((), jnp.int32), rows)
 
     def loss(params):
         return step_lib.total(

@@ -68,12 +68,9 @@ def initialize(objective, sizes):
     """The compiled initialization and the state it gives, on the host and where it is."""
     config = make_config(objective, sizes)
     built = build(config)
-    where = jax.tree.map(lambda leaf: leaf.sharding, built.state)
-    create = jax.jit(
-        lambda: state._create(built.objective, built.optimizer, config), out_shardings=where
-    )
-    compiled = create.lower().compile(compiler_options=QUICK)
-    return compiled, compiled()
+    create = state.jit_init(built.objective, built.optimizer, config, built.mesh)
+    compiled = create.lower(built.seeds.init).compile(compiler_options=QUICK)
+    return compiled, compiled(built.seeds.init)
 
 
 @functools.cache
@@ -85,8 +82,8 @@ def update(objective, sizes, **changes):
     begin = jax.device_put(begin, jax.tree.map(lambda leaf: leaf.sharding, built.state))
     rows = sharding.put_rows(make_rows(), built.mesh, B)
     with jax.set_mesh(built.mesh):
-        compiled = program.jit_update(built, config).lower(begin, rows).compile(QUICK)
-    return jax.device_get(compiled(begin, rows))
+        compiled = program.jit_update(built, config).lower(begin, rows, built.seeds).compile(QUICK)
+    return jax.device_get(compiled(begin, rows, built.seeds))
 
 
 def named_leaves(tree):

@@ -52,6 +52,7 @@ OBJECTIVE = Objective(
 )
 TOKENS = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9], [1, 1, 1]], np.int32)
 LENGTHS = np.array([3, 1, 0, 2], np.int32)
+SEEDS = random.Seeds(*map(np.uint32, (0, 7, 0, 5)))  # corruption 7, evaluation 5
 
 
 def config(accumulation=1, ema=0.0):
@@ -85,7 +86,7 @@ def test_one_update_by_hand_for_any_number_of_microbatches(parts):
     """Row weights are 3, 1, 0, 2: a mean of microbatch means would be another number."""
     optimizer = optax.sgd(0.01)
     update = jax.jit(step.train_step(OBJECTIVE, optimizer, lambda step: 0.01, config(parts)))
-    new, metrics = update(state(optimizer), rows())
+    new, metrics = update(state(optimizer), rows(), SEEDS)
     loss, slope = by_hand(2.0)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
     np.testing.assert_allclose(metrics["square"], loss / (1 / 6 + 0.5 / 7) / 6, rtol=1e-6)
@@ -101,12 +102,12 @@ def test_noise_is_addressed_by_seed_step_and_index():
     update = jax.jit(step.train_step(OBJECTIVE, optimizer, lambda step: 0.0, config()))
     begin = state(optimizer)
     moved = rows()._replace(index=np.array([3, 2, 1, 0], np.int32))
-    first, again = update(begin, rows())[1], update(begin, moved)[1]
+    first, again = update(begin, rows(), SEEDS)[1], update(begin, moved, SEEDS)[1]
     key = random.stream(7, "corruption", 0)
     expected = np.mean([jax.random.uniform(jax.random.fold_in(key, i)) for i in range(4)])
     np.testing.assert_allclose(first["noise"], expected, rtol=1e-6)
     np.testing.assert_allclose(again["noise"], expected, rtol=1e-6)
-    later = update(begin.replace(step=jnp.int32(1)), rows())[1]
+    later = update(begin.replace(step=jnp.int32(1)), rows(), SEEDS)[1]
     assert later["noise"] != first["noise"]
 
 
@@ -114,7 +115,7 @@ def test_an_update_that_is_not_finite_changes_only_the_counters():
     optimizer = optax.sgd(0.1, momentum=0.9)
     update = jax.jit(step.train_step(OBJECTIVE, optimizer, lambda step: 0.1, config(1, 0.9)))
     begin = state(optimizer, w=3e38, ema=1.0)  # its square overflows
-    new, metrics = update(begin, rows())
+    new, metrics = update(begin, rows(), SEEDS)
     assert not metrics["finite"]
     assert (new.step, new.skipped, metrics["skipped"]) == (1, 1, 1.0)
     assert new.losses == begin.losses
@@ -133,7 +134,7 @@ def test_a_gradient_that_is_not_finite_changes_only_the_counters_whatever_the_lo
     optimizer = optax.sgd(0.1, momentum=0.9)
     update = jax.jit(step.train_step(root, optimizer, lambda step: 0.1, config(1, 0.9)))
     begin = state(optimizer, w=0.0, ema=1.0)
-    new, metrics = update(begin, rows())
+    new, metrics = update(begin, rows(), SEEDS)
     assert (metrics["loss"], metrics["gradient_norm"]) == (0.0, np.inf)
     assert (new.step, new.skipped, metrics["finite"]) == (1, 1, False)
     jax.tree.map(
@@ -150,10 +151,10 @@ def test_the_learning_rate_is_that_of_the_updates_that_were_made():
     update = jax.jit(step.train_step(OBJECTIVE, optimizer, rate, config()))
     begin = state(optimizer, w=3e38)
     for count in (1, 2, 3):
-        begin, metrics = update(begin, rows())
+        begin, metrics = update(begin, rows(), SEEDS)
         assert (begin.skipped, begin.skipped_in_a_row) == (count, count)
     begin = begin.replace(params={"w": jnp.float32(2.0)})
-    after, metrics = update(begin, rows())
+    after, metrics = update(begin, rows(), SEEDS)
     assert (after.step, after.skipped, after.skipped_in_a_row) == (4, 3, 0)
     np.testing.assert_allclose(metrics["learning_rate"], 0.1, rtol=1e-6)
     change = float(begin.params["w"] - after.params["w"])
@@ -163,7 +164,7 @@ def test_the_learning_rate_is_that_of_the_updates_that_were_made():
 def test_moving_average():
     optimizer = optax.sgd(0.01)
     update = jax.jit(step.train_step(OBJECTIVE, optimizer, lambda step: 0.01, config(1, 0.9)))
-    new, _ = update(state(optimizer, ema=5.0), rows())
+    new, _ = update(state(optimizer, ema=5.0), rows(), SEEDS)
     np.testing.assert_allclose(new.ema["w"], 0.9 * 5.0 + 0.1 * new.params["w"], rtol=1e-6)
 
 
@@ -171,17 +172,17 @@ def test_moving_average():
 def test_rows_without_anything_to_predict_give_zero_loss_and_no_change(parts):
     optimizer = optax.sgd(0.01)
     update = jax.jit(step.train_step(OBJECTIVE, optimizer, lambda step: 0.01, config(parts)))
-    new, metrics = update(state(optimizer), rows()._replace(length=np.zeros(4, np.int32)))
+    new, metrics = update(state(optimizer), rows()._replace(length=np.zeros(4, np.int32)), SEEDS)
     assert (metrics["loss"], metrics["square"], metrics["finite"]) == (0.0, 0.0, True)
     assert new.params["w"] == 2.0
 
 
 def test_evaluation_has_its_own_knobs_and_masks_and_adds_up_over_batches():
-    evaluate = jax.jit(step.evaluation_step(OBJECTIVE, config()))
+    evaluate = jax.jit(step.evaluation_step(OBJECTIVE))
     params = {"w": jnp.float32(2.0)}
-    whole = evaluate(params, rows())
+    whole = evaluate(params, rows(), SEEDS)
     halves = [
-        evaluate(params, jax.tree.map(lambda x, part=part: x[part], rows()))
+        evaluate(params, jax.tree.map(lambda x, part=part: x[part], rows()), SEEDS)
         for part in (slice(0, 2), slice(2, 4))
     ]
     for name, term in whole.items():

@@ -125,6 +125,7 @@ class Step:
         rows = next(benchmark.random_batches(config, vocabulary))
         self._rows = sharding.put_rows(rows, program.mesh, config.train.batch_size)
         self._state = state_lib.init(program.objective, program.optimizer, config, program.mesh)
+        self._seeds = program.seeds
         self._update = program_lib.compile_update(program, config)
         self.flops = flops.step_flops(config, vocabulary)
         self.memory = self._update.memory_analysis()
@@ -132,7 +133,7 @@ class Step:
     def run(self) -> tuple[float, float]:
         """(seconds, bytes of the process) of one more step."""
         before, start = _forget_peak(), time.perf_counter()
-        self._state, figures = self._update(self._state, self._rows)
+        self._state, figures = self._update(self._state, self._rows, self._seeds)
         jax.block_until_ready(figures)
         return time.perf_counter() - start, _peak() - before
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from pretraining import config as config_lib
-from pretraining import notebook, predict, show, step
+from pretraining import notebook, predict, random, show, step
 from pretraining.data import tokenizer
 from pretraining.errors import UserError
 from pretraining.show import example
@@ -55,7 +55,7 @@ def loop_example(run, rows, fields):
     zero, losses = jnp.int32(0), LossAverage(*[jnp.float32(0)] * 3)
     optimizer = optax.sgd(0.0).init(params)
     state = State(jnp.int32(run.step), params, optimizer, None, zero, zero, losses)
-    _, metrics = jax.jit(update)(state, rows)
+    _, metrics = jax.jit(update)(state, rows, random.seeds(run.config))
     found = {field: {} for field in fields}
     for name, value in metrics.items():
         field, _, i = name.partition("/")

@@ -51,7 +51,7 @@ def start(task: Task) -> Side:
 
     def update(rows) -> float:
         nonlocal state
-        state, figures = jax.block_until_ready(compiled(state, rows))
+        state, figures = jax.block_until_ready(compiled(state, rows, program.seeds))
         return float(figures["loss"])
 
     facts = {
