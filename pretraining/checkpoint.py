@@ -38,12 +38,13 @@ class Checkpoints:
       folder: where the step folders lie; made by the first save.
       keep: newest checkpoints kept, at least 1.
       keep_every: steps divisible by it are kept for ever; 0 = none.
+      retires: whether a save deletes what is too old; otherwise `retire` does.
 
     Raises:
       UserError: `keep` or `keep_every` is out of range.
     """
 
-    def __init__(self, folder, keep: int, keep_every: int = 0):
+    def __init__(self, folder, keep: int, keep_every: int = 0, retires: bool = True):
         from etils import epath
 
         if keep < 1:
@@ -53,6 +54,7 @@ class Checkpoints:
                 f"config.checkpoint.keep_every={keep_every} is out of range: at least 0"
             )
         self._folder, self._keep, self._keep_every = epath.Path(folder), keep, keep_every
+        self._retires = retires
         self._orbax = _checkpointer()
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "seal_checkpoint")
         self._sealing: concurrent.futures.Future | None = None
@@ -154,6 +156,11 @@ class Checkpoints:
                 return
             manifest.write(self._folder / str(step), shapes, notes)
             self._verified.add(step)
+        if self._retires:
+            self.retire()
+
+    def retire(self) -> None:
+        """Deletes what is older than the newest `keep`; no save may be under way."""
         try:
             self._retire()
         except OSError as error:  # e.g. of a network file system, while somebody reads in there

@@ -35,6 +35,8 @@ import json
 import math
 import pathlib
 import re
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -47,11 +49,16 @@ from pretraining.yardstick import family
 
 
 class Evaluator:
-    """The evaluation of a run: compiled once, the same rows and masks at every call."""
+    """The evaluation of a run: compiled once, the same rows and masks at every call.
 
-    def __init__(self, objective, config, mesh, vocabulary):
+    Args:
+      terms: `(params, rows, seeds) -> terms`, such as `step.evaluation_step` builds.
+      seeds: its last argument.
+    """
+
+    def __init__(self, terms: Callable, seeds: random.Seeds, config, mesh, vocabulary):
         self._config, self._mesh, self._size = config, mesh, vocabulary.size
-        self._terms, self._seeds = jax.jit(step.evaluation_step(objective)), random.seeds(config)
+        self._terms, self._seeds = jax.jit(terms), seeds
         self._places = sharding.local_places(mesh, config.evaluate.batch_size)
 
     def __call__(self, state, prepared) -> dict[str, float]:
@@ -74,8 +81,12 @@ class Evaluator:
                 self._terms(params, sharding.put_rows(rows, self._mesh, size), self._seeds)
                 for rows in batches
             ]
-        figures = combine(metrics.fetch(parts)) | {"uniform_loss": math.log(self._size)}
+        figures = self.combine(metrics.fetch(parts)) | {"uniform_loss": math.log(self._size)}
         return {prefix + name: value for name, value in figures.items()}
+
+    def combine(self, parts: list[dict]) -> dict[str, Any]:
+        """The figures of the fetched terms of several batches."""
+        return combine(parts)
 
 
 def combine(parts: list[dict]) -> dict[str, float]:
@@ -224,7 +235,8 @@ def _figures(run, prepared, count: int) -> dict[str, float]:
         config.evaluate.batch_size = rows_per_device * jax.device_count()
     mesh = sharding.make_mesh(config)
     params = jax.device_put(run.params, sharding.tree_shardings(run.params, mesh))
-    evaluator = Evaluator(run.objective, config, mesh, run.vocabulary)
+    terms = step.evaluation_step(run.objective)
+    evaluator = Evaluator(terms, random.seeds(config), config, mesh, run.vocabulary)
     figures = evaluator.figures(params, prepared.validation)
     return figures | likelihoods(run, prepared.validation, count, figures["loss"])
 

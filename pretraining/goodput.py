@@ -40,6 +40,7 @@ class Ledger:
       age: seconds of this program before the ledger.
       sign: the last sign of life of the start before this one, with its `totals`, the `time` in
         seconds since 1970, and whether it had `finished` the run; None = there was none.
+      share: what is counted of each second: runs that share a program share its time.
 
     Attributes:
       step: the step that the program is at, for those who watch it.
@@ -52,15 +53,16 @@ class Ledger:
         age: float = 0.0,
         sign: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        share: float = 1.0,
     ):
-        self._clock, self._lock = clock, threading.Lock()
+        self._clock, self._lock = lambda: share * clock(), threading.Lock()
         self._totals = dict.fromkeys(PHASES, 0.0)
         if sign and sign.get("totals", {}).keys() == self._totals.keys():
             self._totals |= sign["totals"]
             if not sign["finished"]:
-                self._totals["down"] += max(time.time() - age - sign["time"], 0.0)
-        self._totals["start"] += age
-        self._phase, self._since = "start", clock()
+                self._totals["down"] += share * max(time.time() - age - sign["time"], 0.0)
+        self._totals["start"] += share * age
+        self._phase, self._since = "start", self._clock()
         self.step = self.entered = 0
         self.finished = False
 

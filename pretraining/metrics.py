@@ -26,8 +26,11 @@ FILE = "metrics.jsonl"
 
 
 def fetch(metrics: Any) -> Any:
-    """Device scalars as Python numbers: the one place where the loop waits for the device."""
-    return jax.tree.map(lambda x: x.item(), jax.device_get(metrics))
+    """Device scalars as Python numbers: the one place where the loop waits for the device.
+
+    Those of a population, [N], become lists.
+    """
+    return jax.tree.map(lambda x: x.tolist(), jax.device_get(metrics))
 
 
 def cut_back(path: pathlib.Path, step: int) -> None:
@@ -127,10 +130,17 @@ def _start_wandb(folder: pathlib.Path, config):
 
 
 class Speed:
-    """Throughput of the updates since the last line; what is no update does not count."""
+    """Throughput of the updates since the last line; what is no update does not count.
 
-    def __init__(self, ledger, *, step_tokens: int, step_flops: float, peak: float):
+    Args:
+      share: of the program's time that the ledger counts.
+    """
+
+    def __init__(
+        self, ledger, *, step_tokens: int, step_flops: float, peak: float, share: float = 1.0
+    ):
         self._ledger, self._tokens, self._flops, self._peak = ledger, step_tokens, step_flops, peak
+        self._share = share
         self._reset()
 
     def _reset(self) -> None:
@@ -160,7 +170,7 @@ class Speed:
             "time/mfu": self._flops / step_s / self._peak,
             "time/peak_flops": self._peak,
             "time/data_wait": wait / seconds,
-            "time/eta_s": steps_left * step_s,
+            "time/eta_s": steps_left * step_s / self._share,
         }
 
 

@@ -103,8 +103,8 @@ def _reach(folder, config, prepared, built, update, skips, step: int, at_most: i
 
 
 def _inspect(objective, config):
-    """Jitted (state, rows [B], seeds) -> (loss of each row alone, without dropout [B]; {path: is its
-    gradient, that of the update, finite?})."""
+    """Jitted (state, rows [B], seeds) -> (loss of each row alone, without dropout [B]; {path: is
+    its gradient, that of the update, finite?})."""
 
     @jax.jit
     def inspect(state, rows: Row, seeds: random.Seeds):

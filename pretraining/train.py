@@ -38,6 +38,7 @@ from pretraining import (
     evaluate,
     goodput,
     init_from,
+    metrics,
     processes,
     run_folder,
     sharding,
@@ -48,10 +49,11 @@ from pretraining import config as config_lib
 from pretraining import guard as guard_lib
 from pretraining import optimizer as optimizer_lib
 from pretraining import program as program_lib
+from pretraining import report as report_lib
 from pretraining import state as state_lib
+from pretraining import step as step_lib
 from pretraining.data import loader, prepare
 from pretraining.errors import UserError
-from pretraining.report import Report
 
 
 def main(
@@ -69,11 +71,11 @@ def main(
     silence = config.guard.silence
     processes.initialize(distributed, coordinator, process_count, process_index, silence)
     folder = run_folder.locate(workdir)
-    with _ending_at_sigterm(), run_folder.lock(folder):
+    with ending_at_sigterm(), run_folder.lock(folder):
         ledger = goodput.Ledger(age, signs.read(folder, jax.process_index()))
         with processes.Monitor(folder, silence, ledger.status) as monitor:
             monitor.check_shared()
-            with _memory_errors():
+            with memory_errors():
                 return train(config, folder, ledger, monitor)
 
 
@@ -108,7 +110,32 @@ def open_run(stack: contextlib.ExitStack, config, folder: pathlib.Path, ledger, 
     Args:
       stack: takes what is to be closed at the end of the run.
     """
-    # --------------------------------------------------------------------------- data and program
+    config, prepared = read_data(config, folder, ledger)
+    program = program_lib.build(config, prepared.vocabulary)
+    processes.check_alike(
+        "the config, the vocabulary or the corpus",
+        config_lib.to_json(config) + prepared.vocabulary.fingerprint + prepared.fingerprint,
+    )
+    checkpoints = open_checkpoints(stack, folder, config, prepared)
+    stack.push(monitor.tell)  # before the closing above waits for processes that have ended
+    start = checkpoints.newest() or 0
+    if start and jax.process_index() == 0:
+        print(f"going on from the checkpoint of step {start}")
+    begin_folder(folder, config, prepared, program, checkpoints, ledger, start)
+
+    # ------------------------------------------------------------------------------------ compile
+    ledger.enter("compile")
+    finished = start == config.train.steps
+    update = None if finished else program_lib.compile_update(program, config)
+    terms = step_lib.evaluation_step(program.objective)
+    evaluator = evaluate.Evaluator(terms, program.seeds, config, program.mesh, prepared.vocabulary)
+    ledger.enter("start")
+    stop = listen(stack, program.mesh)
+    return Run(folder, config, prepared, program, checkpoints, ledger, update, evaluator, stop)
+
+
+def read_data(config, folder: pathlib.Path, ledger) -> tuple[Any, prepare.Prepared]:
+    """(the config with its durations in steps, the token stores); what is refused is so before."""
     config = init_from.adopt(config, folder)
     readable = init_from.with_own_tokenizer(config, folder)
     program_lib.rehearse(readable)
@@ -117,58 +144,49 @@ def open_run(stack: contextlib.ExitStack, config, folder: pathlib.Path, ledger, 
     ledger.enter("start")
     config = config_lib.resolve_durations(config, program_lib.rows_per_epoch(prepared, config))
     loader.check(prepared.train, config)
-    program = program_lib.build(config, prepared.vocabulary)
-    processes.check_alike(
-        "the config, the vocabulary or the corpus",
-        config_lib.to_json(config) + prepared.vocabulary.fingerprint + prepared.fingerprint,
-    )
+    return config, prepared
 
-    # --------------------------------------------------------------------------------- run folder
+
+def open_checkpoints(
+    stack: contextlib.ExitStack, folder: pathlib.Path, config, prepared, retires: bool = True
+) -> checkpoint.Checkpoints:
+    """Those of a run folder, which holds this run or none."""
     run_folder.check_same_run(folder, config, prepared.vocabulary, prepared.fingerprint)
-    checkpoints = checkpoint.Checkpoints(
-        folder / run_folder.CHECKPOINTS, config.checkpoint.keep, config.checkpoint.keep_every
-    )
-    stack.enter_context(contextlib.closing(checkpoints))
-    stack.push(monitor.tell)  # before the closing above waits for processes that have ended
-    start = checkpoints.newest() or 0
+    place, keep = folder / run_folder.CHECKPOINTS, config.checkpoint
+    checkpoints = checkpoint.Checkpoints(place, keep.keep, keep.keep_every, retires)
+    return stack.enter_context(contextlib.closing(checkpoints))
+
+
+def begin_folder(folder, config, prepared, program, checkpoints, ledger, start: int) -> None:
+    """Notes in the run folder that the run goes on from step `start`."""
     check_schedules(folder, config, program, prepared.vocabulary, start)
-    if start and jax.process_index() == 0:
-        print(f"going on from the checkpoint of step {start}")
     ledger.go_back(_totals(checkpoints, start))
     run_folder.record(folder, config, prepared.vocabulary, prepared.fingerprint, start)
 
-    # ------------------------------------------------------------------------------------ compile
-    ledger.enter("compile")
-    finished = start == config.train.steps
-    update = None if finished else program_lib.compile_update(program, config)
-    evaluator = evaluate.Evaluator(program.objective, config, program.mesh, prepared.vocabulary)
-    ledger.enter("start")
-    received, agreement = (
-        stack.enter_context(signals.received()),
-        processes.StopAgreement(program.mesh),
-    )
-    stop = lambda: agreement.push(received[0] if received else 0)
-    return Run(folder, config, prepared, program, checkpoints, ledger, update, evaluator, stop)
+
+def listen(stack: contextlib.ExitStack, mesh) -> Callable[[], int]:
+    """What is asked once a step: the signal that stops the run, on all processes, or 0."""
+    received, agreement = stack.enter_context(signals.received()), processes.StopAgreement(mesh)
+    return lambda: agreement.push(received[0] if received else 0)
 
 
-def loop(run: "Run", rewinds: list[dict]) -> tuple[state_lib.State, int, int]:
+def loop(run, rewinds: list[dict]) -> tuple[state_lib.State, int, int]:
     """Trains from the newest checkpoint; returns the last state, its step, and a signal or 0.
 
     The order of operations at each step, which exact resume rests on:
       evaluate -> write and sync metrics -> save -> next batch -> update.
     A resumed run cuts its metrics back to the checkpoint and enters the loop after the save.
+
+    Args:
+      run: a Run, or all runs of a population (population.py).
     """
-    config, ledger, mesh = run.config, run.ledger, run.program.mesh
+    config, ledger = run.config, run.ledger
     start, total = run.checkpoints.newest() or 0, config.train.steps
     with contextlib.ExitStack() as stack:
         # --------------------------------------------------------------------------------- resume
-        skips = guard_lib.skips(rewinds)
-        places = sharding.local_places(mesh, config.train.batch_size)
-        batches = loader.train_batches(run.prepared.train, config, start, places, skips)
-        stack.enter_context(contextlib.closing(batches))
-        state = _begin(run, start)
-        guard = guard_lib.Guard(run.folder, config, run.prepared.train, skips, run.checkpoints)
-        report = Report(run.folder, config, run.prepared.vocabulary, start, ledger, guard)
+        batches = stack.enter_context(contextlib.closing(run.batches(start, rewinds)))
+        state = run.begin(start)
+        report = report_lib.Report(run.lines(start, rewinds), run.folder, config, start)
         stack.enter_context(contextlib.closing(report))
 
         # ----------------------------------------------------------------------------------- loop
@@ -184,14 +202,13 @@ def loop(run: "Run", rewinds: list[dict]) -> tuple[state_lib.State, int, int]:
                     report.flush(run.evaluator(state, run.prepared) if evaluating else {})
                 if saving:
                     ledger.enter("save")
-                    run.checkpoints.save(step, state, {"totals": ledger.totals()})
+                    run.save(step, state)
             if ending:
                 break
             ledger.enter("data_wait")
             rows = next(batches)
             ledger.enter("step")
-            batch = sharding.put_rows(rows, mesh, config.train.batch_size)
-            state, figures = run.update(state, batch, run.program.seeds)
+            state, figures = run.update(state, run.put(rows), run.program.seeds)
             report.push(step + 1, figures, rows)
             run.checkpoints.raise_failure()
         ledger.enter("save")
@@ -214,18 +231,41 @@ class Run:
     program: program_lib.Program
     checkpoints: checkpoint.Checkpoints
     ledger: goodput.Ledger
-    update: Callable | None
-    evaluator: evaluate.Evaluator
-    stop: Callable[[], int]
+    update: Callable | None = None
+    evaluator: evaluate.Evaluator | None = None
+    stop: Callable[[], int] | None = None
 
+    def begin(self, step: int) -> state_lib.State:
+        """The state of the checkpoint of `step`, or that of step 0."""
+        config, program = self.config, self.program
+        if step:
+            return self.checkpoints.restore(step, program.state)
+        state = state_lib.init(program.objective, program.optimizer, config, program.mesh)
+        return init_from.start(config, state, self.prepared.vocabulary)
 
-def _begin(run: Run, step: int) -> state_lib.State:
-    """The state of the newest checkpoint, or that of step 0."""
-    config, program = run.config, run.program
-    if step:
-        return run.checkpoints.restore(step, program.state)
-    state = state_lib.init(program.objective, program.optimizer, config, program.mesh)
-    return init_from.start(config, state, run.prepared.vocabulary)
+    def batches(self, step: int, rewinds: list[dict]):
+        """The batches from `step` on, as far as this process reads them."""
+        config, skips = self.config, guard_lib.skips(rewinds)
+        places = sharding.local_places(self.program.mesh, config.train.batch_size)
+        return loader.train_batches(self.prepared.train, config, step, places, skips)
+
+    def put(self, rows):
+        """A batch on the devices."""
+        return sharding.put_rows(rows, self.program.mesh, self.config.train.batch_size)
+
+    def lines(self, step: int, rewinds: list[dict]) -> report_lib.Lines:
+        """What writes the metrics of the updates after `step`."""
+        work = report_lib.work(self.config, self.prepared.vocabulary)
+        return self.make_lines(step, rewinds, metrics.Speed(self.ledger, **work))
+
+    def make_lines(self, step: int, rewinds: list[dict], speed: metrics.Speed) -> report_lib.Lines:
+        config, train, skips = self.config, self.prepared.train, guard_lib.skips(rewinds)
+        guard = guard_lib.Guard(self.folder, config, train, skips, self.checkpoints)
+        return report_lib.Lines(self.folder, config, step, self.ledger, guard, speed)
+
+    def save(self, step: int, state: state_lib.State) -> None:
+        """Starts to write the checkpoint of `step`."""
+        self.checkpoints.save(step, state, {"totals": self.ledger.totals()})
 
 
 def _totals(checkpoints: checkpoint.Checkpoints, step: int) -> dict[str, float]:
@@ -260,7 +300,7 @@ def _due(step: int, every: int) -> bool:
 
 
 @contextlib.contextmanager
-def _memory_errors() -> Iterator[None]:
+def memory_errors() -> Iterator[None]:
     """One line where a device has too little memory."""
     try:
         yield
@@ -274,7 +314,7 @@ def _memory_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _ending_at_sigterm() -> Iterator[None]:
+def ending_at_sigterm() -> Iterator[None]:
     """Outside the loop SIGTERM ends the program by an exception, as SIGINT does, so that the other
     processes are told; and the first process of a container would ignore it."""
     old = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))

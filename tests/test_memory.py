@@ -56,7 +56,9 @@ def compiled_evaluation(name):
     program, config, rows = built(name, {})
     evaluate = jax.jit(step_lib.evaluation_step(program.objective))
     with jax.set_mesh(program.mesh):
-        return evaluate.lower(program.state.params, rows, program.seeds).compile(QUICK), program.state
+        return evaluate.lower(program.state.params, rows, program.seeds).compile(
+            QUICK
+        ), program.state
 
 
 def assert_no_logits_of_half_the_positions(compiled, state):

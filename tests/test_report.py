@@ -32,9 +32,9 @@ def make_report(folder, every, ledger, judge):
             log=dict(every=every, tensorboard=False, wandb="", profile_start=0, profile_steps=1),
         )
     )
-    return report.Report(
-        folder, config, None, 0, ledger, types.SimpleNamespace(judge=judge, rewinds=2)
-    )
+    guard, work = types.SimpleNamespace(judge=judge, rewinds=2), report.work(config, None)
+    speed = metrics.Speed(ledger, **work)
+    return report.Report(report.Lines(folder, config, 0, ledger, guard, speed), folder, config, 0)
 
 
 @pytest.mark.parametrize("every", [1, 2, 10])
