@@ -174,7 +174,7 @@ class Checkpoints:
         except (OSError, ValueError) as error:  # TensorStore says ValueError when a disk is full
             first = (str(error).splitlines() or [type(error).__name__])[0]
             reason = re.sub(r".*: (.*?)( \[os_error_code.*)?$", r"\1", first)
-            whole = map(str, sorted(set(_sealed(self._folder)) - self._damaged))
+            whole = map(str, sorted(set(sealed(self._folder)) - self._damaged))
             if jax.process_index() == 0:
                 self._remove_unwritten(step)
             raise UserError(
@@ -189,10 +189,12 @@ class Checkpoints:
 
     def _retire(self) -> None:
         """Deletes what Orbax left half written, and what is older than the newest `keep`."""
-        entries, sealed = _entries(self._folder), _sealed(self._folder)
-        oldest = sealed[-self._keep :][0]
+        entries, whole = _entries(self._folder), sealed(self._folder)
+        if not whole:
+            return
+        oldest = whole[-self._keep :][0]
         for path, step in entries:
-            forever = self._keep_every and step % self._keep_every == 0 and step in sealed
+            forever = self._keep_every and step % self._keep_every == 0 and step in whole
             if path.name == str(step) and (step >= oldest or forever):
                 continue
             if step < oldest or path.name.endswith(_UNWRITTEN):
@@ -352,8 +354,12 @@ def _entries(folder) -> list[tuple[Any, int]]:
     return [(path, int(match[1])) for path, match in matches if match]
 
 
-def _sealed(folder) -> list[int]:
-    """The steps whose checkpoint has a manifest, oldest first."""
+def sealed(folder) -> list[int]:
+    """The steps whose checkpoint has a manifest, which is not verified, oldest first.
+
+    Args:
+      folder: a path that has `iterdir`.
+    """
     return [step for step in reversed(_steps(folder)) if (folder / str(step) / MANIFEST).exists()]
 
 

@@ -31,6 +31,7 @@ def run(
     with_config: bool = True,
     positional: str = "",
     with_overrides: bool = False,
+    members: bool = False,
     **options: str,
 ) -> None:
     """Runs a command: `main(config, **options)` of a module, with mistakes printed as one line.
@@ -44,11 +45,16 @@ def run(
       positional: the name of one argument without dashes, which must be there; "" = none.
       with_overrides: for a command without --config: whether `--config.SECTION.KEY=VALUE` is
         collected all the same, as the argument `overrides` of `main`: {key: value as typed}.
+      members: whether "--" parts the arguments of several runs, each with a --config, which `main`
+        gets as `members`; see `parse_members`.
       **options: option name -> help. A help that starts with "required: " makes the option
         mandatory.
     """
     try:
-        values = parse(sys.argv, doc, options, with_config, positional, with_overrides)
+        if members:
+            values = {"members": parse_members(sys.argv, doc, options)}
+        else:
+            values = parse(sys.argv, doc, options, with_config, positional, with_overrides)
         huge_pages.use(module)
         sys.exit(importlib.import_module(module).main(**values))
     except UserError as error:
@@ -106,6 +112,17 @@ def parse(
         config_lib.check_keys(values["config"].value)
         result["config"] = values["config"].value
     return result
+
+
+def parse_members(argv: list[str], doc: str, options: dict[str, str]) -> list[dict[str, Any]]:
+    """What `parse` finds in the arguments of each run, between which "--" stands."""
+    parts: list[list[str]] = [[]]
+    for word in argv[1:]:
+        if word == "--":
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    return [parse([argv[0], *part], doc, options) for part in parts]
 
 
 def number(name: str, text: str | None, default: int | None, at_least: int = 0) -> int | None:

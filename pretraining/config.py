@@ -14,6 +14,7 @@ import math
 import pathlib
 import re
 import traceback
+from collections.abc import Collection
 from typing import Any
 
 import ml_collections
@@ -262,6 +263,29 @@ def from_json(text: str) -> ml_collections.ConfigDict:
         return tuple(map(tuples, value)) if isinstance(value, list) else value
 
     return ml_collections.ConfigDict(tuples(json.loads(text))).lock()
+
+
+# What the members of a population may differ in, beside the knobs of their objective: what a
+# program can be given as an input, or as a function of the step.
+_TRACED = re.compile(r"seed\.|optimizer\.(learning_rate|schedule|warmup|decay|end_fraction)$")
+
+
+def untraced(config: ml_collections.ConfigDict, knobs: Collection[str]) -> dict[str, Any]:
+    """{key: value} of what all members of a population have alike (pretraining/population.py).
+
+    Of an objective they may differ in what decides a knob: the keys of its name, with `_final` and
+    `_schedule`, and `keep_fraction`, which is what the other fractions leave.
+
+    Args:
+      knobs: the names of the objective's knobs.
+    """
+
+    def is_traced(key: str) -> bool:
+        section, _, name = key.partition(".")
+        of_knob = name == "keep_fraction" or re.sub("_(final|schedule)$", "", name) in knobs
+        return bool(_TRACED.match(key)) or (section == "objective" and of_knob)
+
+    return {key: value for key, value in flatten(config).items() if not is_traced(key)}
 
 
 def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> dict[str, str]:

@@ -114,13 +114,17 @@ def print_summary(folder: pathlib.Path, objective, params, prepared, config) -> 
     """
     if jax.process_index() > 0:
         return
-    lines = [line for line in metrics.read(folder / metrics.FILE) if "eval/loss" in line]
-    if lines:
-        print("\nValidation, " + _readable(lines[-1]))
+    print(f"\n{last(folder)}")
     if objective.query and objective.log_probs and jax.process_count() == 1:
         for text in sample_predictions(objective, params, prepared.vocabulary, prepared, config):
             print(text)
     print(f"\nThe run is in {folder}; read it with pretraining.load({str(folder)!r})")
+
+
+def last(folder: pathlib.Path) -> str:
+    """The last validation figures of a run, one line."""
+    lines = [line for line in metrics.read(folder / metrics.FILE) if "eval/loss" in line]
+    return f"Validation, {_readable(lines[-1])}" if lines else "Without validation"
 
 
 def _readable(line: dict) -> str:

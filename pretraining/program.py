@@ -88,6 +88,11 @@ def rehearse(config, devices=None) -> tuple[Any, tokenizer.Vocabulary, Program]:
     return config, vocabulary, build(config, vocabulary, devices)
 
 
+def knobs(objective) -> tuple[str, ...]:
+    """The names of an objective's knobs."""
+    return tuple(jax.eval_shape(objective.schedule, jax.ShapeDtypeStruct((), "int32")))
+
+
 def for_these_devices(config):
     """A copy of a stored config for the devices that are here: on its own mesh where that fits."""
     config = config.copy_and_resolve_references()

@@ -53,12 +53,11 @@ def compiled_update(name, **overrides):
 
 
 def compiled_evaluation(name):
-    program, config, rows = built(name, {})
+    program, _, rows = built(name, {})
     evaluate = jax.jit(step_lib.evaluation_step(program.objective))
     with jax.set_mesh(program.mesh):
-        return evaluate.lower(program.state.params, rows, program.seeds).compile(
-            QUICK
-        ), program.state
+        lowered = evaluate.lower(program.state.params, rows, program.seeds)
+    return lowered.compile(QUICK), program.state
 
 
 def assert_no_logits_of_half_the_positions(compiled, state):
