@@ -7,6 +7,10 @@ Running the same line again runs what is missing or failed, and nothing else; a 
 or killed goes on from its last checkpoint, bit for bit. With --tasks, which may be added or changed
 later (and need not be repeated), the yardstick has the figures of those tasks.
 
+With --population=N runs that differ only in seeds, learning rate, mask rate and the like train as
+one program, up to N of them, much faster where one alone leaves the device idle; what remains of
+them, and runs that fit with nobody, follow one by one.
+
 In the folder: sweep.json, runs.csv (the table), runs/<name>/ (ordinary run folders),
 logs/<name>.log. Exit status: 0 when all runs are done, 1 when one failed, 130 and 143 after SIGINT
 and SIGTERM, at which the runs save; 2 for a mistake.
@@ -26,6 +30,7 @@ if __name__ == "__main__":  # --help and a mistake need not wait for the imports
         protocol="the size at which the question is asked (default tiny)",
         launcher="local (this machine, default) | slurm | print (a line for each missing run)",
         jobs="runs at once, which share the cores (default: one per GPU, or one)",
+        population="runs that train as one program, at most (default: each by itself)",
         only="names of runs, variants, or patterns of them: a,*-seed0",
         dry="flag: print runs, tokens, FLOPs and estimated time; write nothing",
         tasks="folder of the tasks of the yardstick; may be added later",
@@ -39,7 +44,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from experiments import question as question_lib
-from experiments.running import claim, launchers, machine, table
+from experiments.running import claim, launchers, machine, table, together
 from experiments.running import cost as cost_lib
 from experiments.running import planned as planned_lib
 from experiments.running import slurm as slurm_lib
@@ -60,6 +65,7 @@ def main(
     protocol: str | None = None,
     launcher: str | None = None,
     jobs: str | None = None,
+    population: str | None = None,
     only: str | None = None,
     dry: bool = False,
     tasks: str | None = None,
@@ -67,7 +73,8 @@ def main(
 ) -> int:
     """The command; returns the exit status."""
     launcher, protocol = launcher or "local", protocol or "tiny"
-    count = cli.number("jobs", jobs, None, at_least=1)
+    at_once = cli.number("jobs", jobs, None, at_least=1)
+    at_most = cli.number("population", population, 1, at_least=2)
     options = _check_options(launcher, slurm)
     folder = pathlib.Path(workdir)
     asked = question_lib.load(question)
@@ -81,32 +88,42 @@ def main(
     tasks = claim.agreed(folder, sweep)["tasks"]
     if tasks and not pathlib.Path(tasks).is_dir():
         raise UserError(f"--tasks={tasks}: there is no such folder")
-    shares = machine.shares(count if launcher == "local" else None)
+    shares = machine.shares(at_once if launcher == "local" else None)
     planned = planned_lib.plan(asked, protocol, overrides, folder, shares[0], tasks)
     chosen = set(planned_lib.choose([each.run for each in planned], only))
     table.check_unchanged(planned)
+    missing = lambda: [p for p in planned if p.name in chosen and not table.is_done(p)]
     if dry:
         print(cost_lib.describe([p for p in planned if p.name in chosen], len(shares)))
+        if population:
+            print(together.describe(together.populations(missing(), at_most)))
         return 0
     _warn_of_cores(planned, shares[0])
     with claim.claim(folder, sweep) as held, signals.received() as received:
         state = Sweep(folder, planned, asked.figures[0].metric, chosen)
-        missing = [p for p in planned if p.name in chosen and not table.is_done(p)]
         if launcher == "print":
-            for each in missing:
+            for each in missing():
                 print(launchers.command_line(table.commands_left(each, "python")))
             return 0
-        if missing:
+        if missing():
             environment, stop = {}, lambda: received
-            _prepare(missing[0], shares[0], environment, held, stop)
-            todo = [Job(p.name, table.commands_left(p), state.log(p.name)) for p in missing]
+            _prepare(missing()[0], shares[0], environment, held, stop)
             if launcher == "slurm":
-                options |= {"slurm_array_parallelism": count} if count else {}
-                started = slurm_lib.slurm(todo, folder / "submitit", options, environment, stop)
+                options |= {"slurm_array_parallelism": at_once} if at_once else {}
+                place = folder / "submitit"
+                launch = lambda jobs: slurm_lib.slurm(jobs, place, options, environment, stop)
             else:
-                started = launchers.local(todo, shares, environment, held, stop)
-            if not received:
-                state.follow(chosen, started, stop)
+                launch = lambda jobs: launchers.local(jobs, shares, environment, held, stop)
+            groups = together.populations(missing(), at_most)
+            if groups and not received:
+                named = {together.name(group): group for group in groups}
+                todo = [Job(n, [together.command(g)], state.log(n)) for n, g in named.items()]
+                runs = {name: [each.name for each in group] for name, group in named.items()}
+                state.follow(chosen, launch(todo), stop, runs)
+            left = [p for p in missing() if p.name not in state.failed(chosen)]
+            if left and not received:
+                todo = [Job(p.name, table.commands_left(p), state.log(p.name)) for p in left]
+                state.follow(chosen, launch(todo), stop)
         return _end(state, chosen, received)
 
 

@@ -13,8 +13,9 @@ Members = Mapping[str, Mapping[str, Any]]  # {name of the folder: overrides}
 
 def words(members: Members, folder: pathlib.Path, recipe: str = running.RECIPE) -> list[str]:
     """The command that trains the members in <folder>/<name>."""
-    each = [[*arguments(own, folder / name, recipe), "--"] for name, own in members.items()]
-    return [sys.executable, "-m", "pretraining.population", *sum(each, [])[:-1]]
+    each = [arguments(own, folder / name, recipe) for name, own in members.items()]
+    together = [word for arguments in each for word in ("--", *arguments)]
+    return [sys.executable, "-m", "pretraining.population", *together[1:]]
 
 
 def single(

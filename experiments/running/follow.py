@@ -48,25 +48,36 @@ class Sweep:
         self._write()
 
     def log(self, name: str) -> pathlib.Path:
-        """The file to which a run prints."""
+        """The file to which a job prints."""
         return self._workdir / "logs" / f"{name}.log"
 
     def follow(
-        self, names: Collection[str], started: Iterator[Snapshot], stop: Callable[[], Any]
+        self,
+        names: Collection[str],
+        started: Iterator[Snapshot],
+        stop: Callable[[], Any],
+        populations: Mapping[str, Collection[str]] | None = None,
     ) -> None:
         """Keeps the table, and a view of the named runs, up to date until a launcher's end.
 
-        A run that fails is told at once; one that ends because of `stop()` has not failed.
+        A job that fails is told at once; one that ends because of `stop()` has not failed.
+
+        Args:
+          started: of jobs, which are called like their run.
+          populations: or {job: its runs}; what these still lack when it ends well is done later.
         """
         ended, written = set(), 0.0
         seen = lambda: {name: row for name, row in self._rows.items() if name in names}
         with View([each for each in self._planned.values() if each.name in names], seen()) as view:
             for snapshot in started:
                 statuses = {name: row.status for name, row in self._rows.items()}
-                for name in snapshot.keys() - ended:
-                    self._take(name, snapshot[name], bool(stop()))
-                    if self._rows[name].status == FAILED:
-                        view.tell(self._failure(name, snapshot[name]))
+                for job in snapshot.keys() - ended:
+                    runs = (populations or {}).get(job, (job,))
+                    waits = bool(stop()) or (bool(populations) and not snapshot[job])
+                    for name in runs:
+                        self._take(name, snapshot[job], waits)
+                    if any(self._rows[name].status == FAILED for name in runs):
+                        view.tell(self._failure(job, snapshot[job]))
                 ended |= {name for name, status in snapshot.items() if status is not None}
                 changed = statuses != {name: row.status for name, row in self._rows.items()}
                 if changed or time.monotonic() > written + _TABLE_EVERY_S:
@@ -90,9 +101,9 @@ class Sweep:
         """The named runs that have failed."""
         return [n for n, row in self._rows.items() if n in names and row.status == FAILED]
 
-    def _take(self, name: str, status: int | None, stopping: bool) -> None:
+    def _take(self, name: str, status: int | None, waits: bool) -> None:
         """Brings the row of a run up to date that runs, or has just ended."""
-        ended = WAITING if stopping else FAILED  # unless its folder says that it is done
+        ended = WAITING if waits else FAILED  # unless its folder says that it is done
         now = RUNNING if status is None else ended
         self._rows[name] = table.row(self._planned[name], self._metric, now)
 

@@ -53,12 +53,16 @@ class Planned(NamedTuple):
     def commands(self, python: str = sys.executable) -> list[list[str]]:
         """The words of each command, as a user would type them; each after the one before."""
         workdir = f"--workdir={self.folder}"
-        train = [python, "-m", "pretraining.train", *_words(self.run, self.overrides), workdir]
+        train = [python, "-m", "pretraining.train", *self.arguments()]
         if not self.sample:
             return [train]
         options = ["--suite=yardstick", f"--sample={self.sample}"]
         options += [f"--tasks={self.tasks}"] if self.tasks else []
         return [train, [python, "-m", "pretraining.evaluate", workdir, *options]]
+
+    def arguments(self) -> list[str]:
+        """The words of the training command, behind its name."""
+        return [*_words(self.run, self.overrides), f"--workdir={self.folder}"]
 
     def preparation(self) -> list[str]:
         """The words of the command that prepares its token store."""
@@ -74,12 +78,14 @@ class Cost(NamedTuple):
       tokens: positions of text that they consume, copies counted.
       flops: of all updates, see `pretraining.flops.step_flops`.
       peak: FLOP/s of the devices of one run.
+      knobs: names of those of its objective.
     """
 
     steps: int
     tokens: int
     flops: float
     peak: float
+    knobs: tuple[str, ...] = ()
 
 
 def plan(
@@ -294,9 +300,11 @@ def _costs(items: Sequence[tuple[str, str]]) -> list[Cost]:
     peak, costs = None, []
     for name, text in items:
         config = config_lib.from_json(text)
-        config, vocabulary, _ = _named(name, program.rehearse, config)
+        config, vocabulary, built = _named(name, program.rehearse, config)
+        knobs = program.knobs(built.objective)
         peak = peak or flops.peak_flops(config)
         steps = config.train.steps
         tokens = steps * config.train.batch_size * (config.data.sequence_length - SPECIAL_POSITIONS)
-        costs.append(Cost(steps, tokens, steps * flops.step_flops(config, vocabulary), peak))
+        of_all = steps * flops.step_flops(config, vocabulary)
+        costs.append(Cost(steps, tokens, of_all, peak, knobs))
     return costs

@@ -5,10 +5,13 @@ python -m tests.experiments.fake QUESTION WORKDIR JOBS
 
 import json
 import pathlib
+import shlex
 import sys
+from collections.abc import Sequence
 
 from experiments import run
 from experiments.running import planned
+from experiments.running import together as running_together
 from experiments.running.planned import Cost, Planned
 from pretraining import config as config_lib
 from pretraining.manifest import MANIFEST
@@ -31,9 +34,9 @@ def runs(protocol):
         yield from repeat(name, "configs/masked_lm.py:tiny", overrides, 1)
 """
 
-# Arguments: run folder, steps, behaviour: "trains", "fails", "waits" at step 4 for SIGTERM, and
-# "waits FILE" then for that file, too; the config. Every start leaves a line in
-# <run folder>/starts.
+# Arguments: run folder, steps, behaviour: "trains", "fails", "waits" at step 4 for SIGTERM, "waits
+# FILE" then for that file, too, or "leaves", which a population does without; the config. Every
+# start leaves a line in <run folder>/starts.
 TRAINING = f"""
 import json, os, pathlib, signal, sys, time
 folder, steps = pathlib.Path(sys.argv[1]), int(sys.argv[2])
@@ -114,12 +117,19 @@ def install(set_attribute, behaviours: pathlib.Path) -> None:
         evaluate = [python, "-c", EVALUATION, *told]
         return [train, evaluate] if each.sample else [train]
 
+    def together(group: Sequence[Planned], python: str = sys.executable) -> list[str]:
+        """One after the other, without those that leave."""
+        stay = [each for each in group if behaviour(each.name, "") != "leaves"]
+        trainings = [shlex.join(each.commands(python)[0]) for each in stay]
+        return ["sh", "-c", " && ".join(trainings)]
+
     def preparation(each: Planned) -> list[str]:
         told = [behaviour("preparation", ""), str(behaviours)]
         return [sys.executable, "-c", PREPARATION, *told]
 
     set_attribute(Planned, "commands", commands)
     set_attribute(Planned, "preparation", preparation)
+    set_attribute(running_together, "command", together)
     costs = lambda runs, *_: [Cost(STEPS, 80, 8e12, 1e12)] * len(runs)
     set_attribute(planned, "_rehearse", costs)
 

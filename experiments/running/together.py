@@ -1,0 +1,58 @@
+"""Which runs of a sweep train in one program: `--population`, see pretraining/population.py."""
+
+import sys
+from collections.abc import Sequence
+
+from experiments.running import table
+from experiments.running.planned import Planned
+from pretraining import config as config_lib
+
+Group = list[Planned]
+
+
+def populations(planned: Sequence[Planned], most: int) -> list[Group]:
+    """Runs that one program can train, from 2 to `most` in each group; the others are left out.
+
+    They differ in nothing but what a program traces, and are as far as each other.
+    """
+    groups: list[Group] = []
+    for each in planned:
+        if table.is_trained(each):
+            continue
+        open_ = (group for group in groups if len(group) < most and _fits(each, group))
+        group = next(open_, None)
+        if group is None:
+            groups.append([each])
+        else:
+            group.append(each)
+    return [group for group in groups if len(group) > 1]
+
+
+def name(group: Group) -> str:
+    """What the group is called: "a-seed0+2" is that run and two others."""
+    return f"{group[0].name}+{len(group) - 1}"
+
+
+def command(group: Group, python: str = sys.executable) -> list[str]:
+    """The words of the command that trains the group."""
+    words = [word for each in group for word in ("--", *each.arguments())]
+    return [python, "-m", "pretraining.population", *words[1:]]
+
+
+def describe(groups: Sequence[Group]) -> str:
+    """One line: which runs go together."""
+    named = "; ".join(", ".join(each.name for each in group) for group in groups)
+    return f"Trained in one program each: {named or 'none'}."
+
+
+def _fits(run: Planned, group: Group) -> bool:
+    from pretraining import population  # what it imports takes seconds
+
+    if _shared(run) != _shared(group[0]):
+        return False
+    every = config_lib.without_epochs(run.config).checkpoint.every
+    return population.apart([each.folder for each in [*group, run]], every) is None
+
+
+def _shared(run: Planned) -> dict:
+    return config_lib.untraced(run.config, run.cost.knobs)

@@ -1,0 +1,187 @@
+"""Runs that train as one program against the same runs, each by itself.
+
+    python -m experiments.speed.population [--members=8] [--steps=100] [--rounds=2] [--output=F.md]
+        [--config.SECTION.KEY=VALUE ...]
+
+Rounds A B C A B C, as `experiments.run` would start them, each from an empty folder of compiled
+programs that its runs share, with a token store that is there:
+
+  A  one population on all cores
+  B  the runs one after another on all cores
+  C  the runs two at once, each on half of the cores (not with GPUs)
+
+of configs/masked_lm.py:tiny with the overrides of the protocol tiny (experiments/sizes.py), members
+that differ in all seeds and in the learning rate, an evaluation and a checkpoint at the end.
+
+`all` is everything from the start of the first process to the end of the last; `updates` is the
+time in the phases step and data_wait of the runs' own ledgers (of two at once, half of their sum).
+Seconds of every round; throughput, in payload tokens of all runs together, of the median.
+"""
+
+from pretraining import cli
+
+if __name__ == "__main__":  # --help and a mistake need not wait for the imports below
+    cli.run(
+        "experiments.speed.population",
+        __doc__,
+        with_config=False,
+        with_overrides=True,
+        members="runs (default 8)",
+        steps="updates of each (default 100)",
+        rounds="of each kind (default 2)",
+        output="file that the table is written to, too",
+    )
+
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any, NamedTuple
+
+from experiments import sizes
+from experiments.running import launchers, machine, together
+from experiments.running.launchers import Job
+from experiments.running.planned import Cost, Planned, Run
+from pretraining import metrics
+from pretraining import config as config_lib
+from pretraining.data.row import SPECIAL_POSITIONS
+from pretraining.errors import UserError
+from pretraining.files import write_atomically
+from pretraining.goodput import PREFIX
+
+RECIPE = "configs/masked_lm.py:tiny"
+OVERRIDES = sizes.TINY | {"evaluate.every": 0, "checkpoint.every": 0}
+
+
+class Kind(NamedTuple):
+    """A way to train the runs: in one program or not, and how many programs at once."""
+
+    name: str
+    population: bool
+    at_once: int
+
+
+class Timed(NamedTuple):
+    """Seconds of one round: from start to end, and of updates alone."""
+
+    all: float
+    updates: float
+
+
+def main(
+    overrides: Mapping[str, str],
+    members: str | None = None,
+    steps: str | None = None,
+    rounds: str | None = None,
+    output: str | None = None,
+) -> int:
+    """The command; prints a table."""
+    count, steps = cli.number("members", members, 8, 2), cli.number("steps", steps, 100, 2)
+    chosen = {**OVERRIDES, "train.steps": steps, **overrides}
+    kinds = [Kind("one population", True, 1), Kind("one after another", False, 1)]
+    if not machine.shares(None)[0].environment and len(machine.shares(None)[0].cores) > 1:
+        kinds.append(Kind("two at once", False, 2))
+    rows: dict[str, list[Timed]] = {kind.name: [] for kind in kinds}
+    with tempfile.TemporaryDirectory() as folder:
+        planned = plan(pathlib.Path(folder), count, chosen)
+        subprocess.run(planned[0].preparation(), check=True, stdout=subprocess.DEVNULL)
+        for number in range(cli.number("rounds", rounds, 2, 1)):
+            for kind in kinds:
+                place = pathlib.Path(folder) / f"{number}-{kind.at_once}-{kind.population}"
+                rows[kind.name].append(time_round(kind, plan(place, count, chosen), place))
+                print(number, kind.name, rows[kind.name][-1], file=sys.stderr, flush=True)
+    text = table(rows, tokens(planned))
+    print(text)
+    if output:
+        write_atomically(pathlib.Path(output), f"{heading(count, chosen)}\n\n{text}\n")
+    return 0
+
+
+def plan(folder: pathlib.Path, count: int, overrides: Mapping[str, Any]) -> list[Planned]:
+    """The runs: each has seeds and a learning rate of its own."""
+    found, peak = [], float(overrides["optimizer.learning_rate"])
+    for number in range(count):
+        seeds = {f"seed.{name}": number for name in ("init", "corruption", "dropout")}
+        rate = {"optimizer.learning_rate": peak * (1 + number / count)}
+        own = {**overrides, **seeds, **rate}
+        config = config_lib.load(RECIPE)
+        run, cost = Run(f"member{number}", 0, RECIPE, own), Cost(0, 0, 0.0, 0.0)
+        found.append(Planned(run, own, folder / f"member{number}", config, "", "", {}, cost))
+    return found
+
+
+def tokens(planned: list[Planned]) -> int:
+    """Payload tokens of all updates of all runs."""
+    own = planned[0].overrides
+    row = int(own["data.sequence_length"]) - SPECIAL_POSITIONS
+    return len(planned) * int(own["train.steps"]) * int(own["train.batch_size"]) * row
+
+
+def time_round(kind: Kind, planned: list[Planned], folder: pathlib.Path) -> Timed:
+    """Trains them all.
+
+    Raises:
+      UserError: a run failed.
+    """
+    folder.mkdir(parents=True)
+    commands = [each.commands()[0] for each in planned]
+    if kind.population:
+        commands = [together.command(planned)]
+    jobs = [Job(str(n), [words], folder / f"{n}.log") for n, words in enumerate(commands)]
+    compiled = {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    began, shares = time.perf_counter(), machine.shares(kind.at_once)
+    with open(os.devnull) as held:
+        started = launchers.local(jobs, shares, compiled, held.fileno(), lambda: False)
+        *_, statuses = started
+    seconds = time.perf_counter() - began
+    for job in jobs:
+        if statuses[job.name]:
+            raise UserError(f"{kind.name}: a run failed: {job.log.read_text()[-1000:]}")
+    lines = [metrics.read(each.folder / metrics.FILE)[-1] for each in planned]
+    updates = sum(line[f"{PREFIX}step"] + line[f"{PREFIX}data_wait"] for line in lines)
+    return Timed(seconds, updates / kind.at_once)
+
+
+def table(rows: Mapping[str, list[Timed]], count: int) -> str:
+    """Markdown; ratios are of throughputs, to the runs one after another."""
+    median = {
+        name: Timed(*(statistics.median(column) for column in zip(*timed, strict=True)))
+        for name, timed in rows.items()
+    }
+    base = median["one after another"]
+    lines = [
+        "| | all, s | tokens/s | ratio | updates, s | tokens/s | ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, timed in median.items():
+        rounds = [
+            " ".join(f"{value:.0f}" for value in column) for column in zip(*rows[name], strict=True)
+        ]
+        parts = [
+            f"{listed} | {count / value:,.0f} | {first / value:.2f}"
+            for listed, value, first in zip(rounds, timed, base, strict=True)
+        ]
+        lines.append(f"| {name} | {' | '.join(parts)} |")
+    return "\n".join(lines)
+
+
+def heading(count: int, overrides: Mapping[str, Any]) -> str:
+    """What was run, with which versions."""
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "jaxlib", "flax"))
+    changed = " ".join(f"{k}={v}" for k, v in overrides.items() if OVERRIDES.get(k) != v)
+    return (
+        f"`python -m experiments.speed.population --members={count}`, {changed}; "
+        f"{os.cpu_count()} CPU cores ({platform.machine()}), Python "
+        f"{platform.python_version()}, {versions}"
+    )
+

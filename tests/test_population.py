@@ -1,0 +1,375 @@
+"""A population: each member is its own single run, whatever happens to the others."""
+
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from pretraining import benchmark, checkpoint, metrics, population, run_folder, train
+from pretraining import config as config_lib
+from pretraining import guard as guard_lib
+from pretraining import program as program_lib
+from pretraining import step as step_lib
+from pretraining.data import tokenizer
+from pretraining.errors import UserError
+from pretraining.manifest import MANIFEST
+from tests import populations, running, test_step
+from tests.faults import bench
+
+SEEDS = {"seed.init": 1, "seed.corruption": 2, "seed.dropout": 3, "seed.evaluation": 4}
+MASK_ONLY = {
+    "objective.mask_rate": 0.4,
+    "objective.mask_fraction": 1.0,
+    "objective.random_fraction": 0.0,
+    "objective.keep_fraction": 0.0,
+}
+RISING = {
+    "objective.mask_rate": 0.2,
+    "objective.mask_rate_final": 0.5,
+    "objective.mask_rate_schedule": "linear",
+}
+# Of each objective: what its members differ in beside their seeds.
+KNOBS = {
+    "masked_lm": [MASK_ONLY, RISING, {"objective.predict_rate": 0.1}],
+    "span_boundary": [MASK_ONLY, RISING],
+    "replaced_token_detection": [MASK_ONLY | {"objective.temperature": 2.0}, RISING],
+    "permutation_lm": [{"objective.backward_fraction": 0.25}],
+    "causal_lm": [{"optimizer.learning_rate": 1e-2}],
+}
+VOCABULARY = tokenizer.stand_in(300)
+
+
+def make_configs(objective, members):
+    loaded = [
+        config_lib.load(f"configs/{objective}.py:tiny", bench.SMALL | {"model.layers": 1} | own)
+        for own in members
+    ]
+    return [config_lib.without_epochs(config) for config in loaded]
+
+
+# ------------------------------------------------------------------------------ rows and masks
+
+
+@pytest.fixture
+def capturing(monkeypatch):
+    """An update whose metrics hold what the loss would have read."""
+
+    def gradients(objective, params, examples, knobs, key, parts):
+        read = {"examples": examples, "dropout": jax.random.key_data(key)}
+        return jax.tree.map(jnp.zeros_like, params), {"loss": jnp.float32(0), "read": read}
+
+    monkeypatch.setattr(step_lib, "gradients", gradients)
+
+
+@pytest.mark.parametrize("objective", config_lib.objective_names())
+def test_each_member_reads_the_rows_masks_and_labels_of_its_own_single_run(objective, capturing):
+    members = [{}, *[SEEDS | {"seed.data": n} | own for n, own in enumerate(KNOBS[objective])]]
+    configs = make_configs(objective, members)
+    lead, programs = population._programs(configs, VOCABULARY)
+    which = population._streams(configs)
+    assert which == (0, 0, 1, 2)[: len(members)]
+    batches = benchmark.random_batches(configs[0], VOCABULARY)
+    streams = [next(batches) for _ in range(max(which) + 1)]
+    functions = population.Functions(configs[lead], programs, which)
+    update = jax.jit(functions.update)
+    seeds = stack([each.seeds for each in programs])
+    begin = [dummy_state(programs[lead], step) for step in (0, 7)]
+    together = [update(stack([each] * len(members)), stack(streams), seeds)[1] for each in begin]
+    for number, config in enumerate(configs):
+        alone = program_lib.build(config, VOCABULARY)
+        parts = alone.objective, alone.optimizer, alone.learning_rate, config
+        update = jax.jit(step_lib.train_step(*parts))
+        scalars = ["learning_rate", *[f"knobs/{name}" for name in program_lib.knobs(parts[0])]]
+        for state, figures in zip(begin, together, strict=True):
+            single = update(state, streams[which[number]], alone.seeds)[1]
+            for part, own in zip(
+                *map(jax.tree.leaves, (figures["read"], single["read"])), strict=True
+            ):
+                assert_holds(part[number], own)
+            for name in scalars:
+                np.testing.assert_allclose(figures[name][number], single[name], rtol=1e-6)
+
+
+def stack(trees):
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+def dummy_state(program, step):
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), program.state)
+    return zeros.replace(step=np.int32(step))
+
+
+def assert_holds(array, own):
+    """The array is `own`, and behind it slots that are not used."""
+    inside = tuple(slice(0, size) for size in own.shape)
+    np.testing.assert_array_equal(array[inside], own)
+    rest = np.array(array, copy=True)
+    rest[inside] = 0
+    assert not rest.any()
+
+
+# ------------------------------------------------------------------------------- discarded updates
+
+
+def test_an_update_that_is_not_finite_is_discarded_for_its_member_alone():
+    """On the line of test_step: the square of 3e38 overflows."""
+    config = test_step.config()
+    recipe = config_lib.load("configs/masked_lm.py:tiny")
+    config = ConfigDict(config.to_dict() | {"optimizer": recipe.optimizer.to_dict()})
+    rate, seeds = lambda step: jnp.float32(0.1), test_step.SEEDS
+    optimizer = population.optimizer_lib.create(config.optimizer, rate, {"w": jnp.float32(0)})
+    begin = [test_step.state(optimizer, w) for w in (2.0, 3e38)]
+    program = program_lib.Program(test_step.OBJECTIVE, optimizer, rate, None, None, seeds)
+    functions = population.Functions(config, [program] * 2, (0, 0))
+    new, figures = jax.jit(functions.update)(
+        jax.tree.map(lambda *x: jnp.stack(x), *begin),
+        jax.tree.map(lambda x: x[None], test_step.rows()),
+        jax.tree.map(lambda x: np.stack([x, x]), seeds),
+    )
+    update = step_lib.train_step(test_step.OBJECTIVE, optimizer, rate, config)
+    alone = jax.jit(update)(begin[0], test_step.rows(), seeds)[0]
+    np.testing.assert_allclose(new.params["w"], [alone.params["w"], 3e38], rtol=1e-6)
+    assert alone.params["w"] != 2.0
+    assert figures["finite"].tolist() == [True, False]
+    assert new.skipped.tolist() == [0, 1]
+    assert new.step.tolist() == [1, 1]
+
+
+class FakeLines:
+    """A line for every step, until something happens."""
+
+    def __init__(self, end=99, reason=None):
+        self.end, self.reason, self.written = end, reason, []
+
+    def write(self, step, figures, rows, evaluation):
+        if step == self.end:
+            raise self.reason
+        self.written.append((step, figures["loss"], rows, evaluation.get("eval/loss")))
+        return figures
+
+
+def make_population(folders, left=None):
+    members = tuple(train.Run(folder, None, None, None, None, None) for folder in folders)
+    fields = [None] * 9
+    return population.Population(*fields, members, (0, 1, 0)[: len(folders)], left or {})
+
+
+def test_a_member_that_cannot_go_on_leaves_and_the_others_go_on(tmp_path, capsys):
+    spike = guard_lib.Spike(3, {})
+    each = [FakeLines(), FakeLines(2, UserError("update 2 is not finite")), FakeLines(3, spike)]
+    whole = make_population([tmp_path / name for name in "abc"])
+    lines = population.Lines(each, whole)
+    for step in (1, 2, 3, 4):
+        figures = {"loss": [float(step), 7.0, step + 2.0]}
+        mean = lines.write(step, figures, ["rows", "other rows"], {"eval/loss": [1, 2, 3]})
+        assert mean["loss"] == {1: (1 + 7 + 3) / 3, 2: 3.0}.get(step, float(step))
+    assert each[0].written == [(step, float(step), "rows", 1) for step in (1, 2, 3, 4)]
+    assert each[1].written == [(1, 7.0, "other rows", 2)]
+    assert [line[0] for line in each[2].written] == [1, 2]
+    out = capsys.readouterr().out
+    assert f"{tmp_path / 'b'} leaves the population, train it alone: update 2 is not" in out
+    assert f"{tmp_path / 'c'} leaves the population, train it alone: a loss spike at step 3" in out
+    each[0].end, each[0].reason = 5, UserError("update 5 is not finite")
+    with pytest.raises(UserError, match=r"no member .* can go on; the last one: update 5 is"):
+        lines.write(5, {"loss": [1.0] * 3}, ["", ""], {})
+
+
+# --------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"train.batch_size": 32}, "config.train.batch_size is 16 and 32"),
+        ({"data.copies": 2}, "config.data.copies is 1 and 2"),
+        ({"train.steps": 41}, "config.train.steps is 40 and 41"),
+        ({"model.width": 64}, "config.model.width is 32 and 64"),
+        ({"optimizer.weight_decay": 0.5}, r"config.optimizer.weight_decay is 0\.01 and 0\.5"),
+        ({"objective.unit": "span"}, "config.objective.unit is 'token' and 'span'"),
+        ({"objective.mask_rate": 2.0}, "config.objective.mask_rate=2.0 is out of range"),
+    ],
+)
+def test_members_that_one_program_cannot_train_are_refused(
+    change, named, never_compile, monkeypatch, tmp_path
+):
+    words = populations.words({"a": bench.SMALL, "b": bench.SMALL | change}, tmp_path)
+    with pytest.raises(UserError, match=named) as refusal:
+        population.main(words[3:])
+    assert "\n" not in str(refusal.value)
+    if "out of range" not in named:
+        told = "seeds, in the learning rate and its schedule, and in .*mask_rate"
+        assert refusal.match(f"{tmp_path}/a and {tmp_path}/b cannot .* may differ in {told}")
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_that_of_one_member(never_compile, tmp_path):
+    words = populations.words({"a": bench.SMALL}, tmp_path)[3:]
+    with pytest.raises(UserError, match="two members of a population have the same folder"):
+        population.main([*words, "--", *words])
+
+
+@pytest.mark.parametrize(
+    "steps, every, ahead",
+    [
+        ([[], []], 5, None),
+        ([[5], []], 5, None),  # killed in the middle of the first save
+        ([[5, 10], [5]], 5, None),
+        ([[10], [5]], 5, 0),
+        ([[5, 10], [5, 10, 15, 20]], 5, 1),
+        ([[7], [7]], 0, None),  # stopped by a signal
+        ([[7], []], 0, 0),
+    ],
+)
+def test_members_go_on_together_unless_one_is_more_than_a_save_ahead(steps, every, ahead, tmp_path):
+    folders = [tmp_path / str(number) for number in range(len(steps))]
+    for folder, saved in zip(folders, steps, strict=True):
+        for step in saved:
+            place = folder / run_folder.CHECKPOINTS / str(step)
+            place.mkdir(parents=True)
+            (place / MANIFEST).write_text("")
+    assert population.apart(folders, every) == (None if ahead is None else folders[ahead])
+
+
+def test_a_member_that_went_back_from_a_spike_goes_on_alone(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / guard_lib.REWINDS).write_text("{}\n")
+    assert population.apart([tmp_path / "b", tmp_path / "a"], 5) == tmp_path / "a"
+
+
+# ------------------------------------------------------------------------------------ whole runs
+
+STEPS, SAVE_EVERY = 24, 6
+MEMBERS = {
+    "usual": {},
+    "mask_only": MASK_ONLY | SEEDS | {"optimizer.learning_rate": 2e-3},
+    "rising": RISING | {"optimizer.schedule": "cosine", "optimizer.warmup": 3, "seed.data": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def members(small_overrides):
+    shared = small_overrides | {
+        "model.layers": 1,
+        "model.dropout": 0.1,
+        "train.steps": STEPS,
+        "checkpoint.every": SAVE_EVERY,
+        "checkpoint.keep": 1,
+        "evaluate.every": 12,
+        "log.every": 1,
+    }
+    return {name: shared | own for name, own in MEMBERS.items()}
+
+
+@pytest.fixture(scope="module")
+def together(members, tmp_path_factory):
+    """A population that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("together")
+    populations.complete(populations.words(members, folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(members, tmp_path_factory):
+    """Each member as a single run."""
+    folder = tmp_path_factory.mktemp("alone")
+    for name, overrides in members.items():
+        populations.complete(populations.single(overrides, folder / name))
+    return folder
+
+
+def test_each_member_ends_as_its_own_single_run(together, alone):
+    for name in MEMBERS:
+        assert_alike(together / name, alone / name)
+        held = lambda folder: sorted(path.name for path in (folder / "checkpoints").iterdir())
+        assert held(together / name) == held(alone / name) == [str(STEPS)]
+        kept = [run_folder.stored_config(folder / name) for folder in (together, alone)]
+        assert config_lib.to_json(kept[0]) == config_lib.to_json(kept[1])
+
+
+def assert_alike(folder, single):
+    """Rows and masks are the same (unigram_loss is the sum of float32 over both), losses nearly."""
+    pairs = zip(running.lines_of(folder), running.lines_of(single), strict=True)
+    for line, wanted in pairs:
+        assert line.keys() == wanted.keys()
+        for key in wanted:
+            if not key.startswith("time/"):
+                np.testing.assert_allclose(
+                    line[key], wanted[key], rtol=1e-5, atol=1e-6, err_msg=key
+                )
+    ours, theirs = (
+        checkpoint.load_parameters(path / run_folder.CHECKPOINTS)[0] for path in (folder, single)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), ours, theirs)
+
+
+def test_times_of_members_are_shares_that_add_up(together):
+    wall = [metrics.read(together / name / metrics.FILE)[-1] for name in MEMBERS]
+    seconds = [sum(v for k, v in line.items() if k.startswith("time/total/")) for line in wall]
+    assert max(seconds) - min(seconds) < 0.1 * max(seconds)
+    for line in wall:
+        tokens = 16 * 29 / line["time/step_s"]  # of a member, while it had the program
+        assert line["time/tokens_per_s"] == pytest.approx(tokens)
+
+
+def test_killed_between_the_saves_of_two_members_it_ends_as_undisturbed(
+    members, together, alone, tmp_path
+):
+    folder = tmp_path / "killed"
+    with running.running([populations.words(members, folder)], devices=1) as started:
+        running.wait_for_line(started, folder / "rising", SAVE_EVERY * 2 + 1)
+        started[0].send_signal(signal.SIGKILL)
+    places = {name: folder / name / run_folder.CHECKPOINTS for name in members}
+    held = {name: checkpoint.sealed(place) for name, place in places.items()}
+    assert all(len(steps) > 1 for steps in held.values()), held
+    # As if the kill had come before the last save of this member was whole.
+    last = held["mask_only"][-1]
+    (places["mask_only"] / str(last) / MANIFEST).unlink()
+
+    shutil.copytree(folder / "mask_only", tmp_path / "mask_only")
+    populations.complete(populations.single(members["mask_only"], tmp_path / "mask_only"))
+    assert_alike(tmp_path / "mask_only", alone / "mask_only")  # any member goes on alone
+    assert bench.starting_steps(tmp_path / "mask_only") == [0, last - SAVE_EVERY]
+
+    ended = populations.complete(populations.words(members, folder))
+    assert f"going on from the checkpoints of step {last - SAVE_EVERY}" in ended.out
+    for name in members:
+        assert bench.differences(folder / name, together / name) == []
+        assert bench.starting_steps(folder / name) == [0, last - SAVE_EVERY]
+        held = {path.name for path in places[name].iterdir()} - {f"{last}.damaged"}
+        assert held == {str(STEPS)}
+
+
+def test_a_diverging_member_leaves_and_the_signal_is_obeyed(members, together, tmp_path):
+    diverging = {"optimizer.learning_rate": 1e30, "optimizer.warmup": 9}
+    both = {"usual": members["usual"], "diverging": members["usual"] | diverging}
+    ended = populations.complete(populations.words(both, tmp_path))
+    assert "diverging leaves the population, train it alone: update" in ended.out
+    assert checkpoint.sealed(tmp_path / "diverging" / run_folder.CHECKPOINTS) == []
+    lines = running.lines_of(tmp_path / "usual")
+    wanted = running.lines_of(together / "usual")
+    losses = lambda lines: [line["train/loss"] for line in lines]
+    np.testing.assert_allclose(losses(lines), losses(wanted), rtol=1e-5)
+    alone = running.finish(
+        running.start(populations.single(both["diverging"], tmp_path / "diverging"))
+    )
+    assert alone.status == 2
+    assert "is not finite" in running.last_line(alone.err)
+
+
+def test_another_objective_on_four_devices_with_rows_of_their_own(small_overrides, tmp_path):
+    shared = small_overrides | {
+        "model.layers": 1, "train.steps": 12, "log.every": 1, "evaluate.every": 0
+    }  # fmt: skip
+    members = {
+        "first": shared,
+        "second": shared | SEEDS | {"seed.data": 5, "optimizer.learning_rate": 3e-3},
+    }
+    recipe = "configs/replaced_token_detection.py:tiny"
+    populations.complete(populations.words(members, tmp_path / "together", recipe), devices=4)
+    for name, overrides in members.items():
+        populations.complete(populations.single(overrides, tmp_path / name, recipe))
+        assert_alike(tmp_path / "together" / name, tmp_path / name)
