@@ -30,6 +30,7 @@ if __name__ == "__main__":  # --help and a mistake need not wait for the imports
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -127,11 +128,8 @@ def open_population(
         members.append(train.Run(folder, config, prepared, program, checkpoints, own))
     left: dict[int, str] = {}
     checkpoints = Checkpoints(members, left)
-    if ahead := apart(folders, configs[0].checkpoint.every):
-        raise UserError(
-            f"--workdir={ahead} does not go on from where the others do: train it alone, with "
-            "python -m pretraining.train"
-        )
+    if reason := apart(folders, configs[0].checkpoint.every):
+        raise UserError(f"{reason}: what is behind is to be trained alone (pretraining.train)")
     start = checkpoints.newest() or 0
     if start:
         print(f"going on from the checkpoints of step {start}")
@@ -211,7 +209,7 @@ class Population(train.Run):
 
     def save(self, step: int, state: state_lib.State) -> None:
         self.checkpoints.wait()
-        parts = jax.jit(lambda state: [_member(state, n) for n in range(len(self.members))])(state)
+        parts = _unstack(state, len(self.members))
         for number, (each, part) in enumerate(zip(self.members, parts, strict=True)):
             if number not in self.left:
                 each.save(step, part)
@@ -361,6 +359,11 @@ def _own(figures: Mapping[str, Any], number: int) -> dict[str, Any]:
     return {name: v[number] if _is_list(v) else v for name, v in figures.items()}
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def _unstack(state: state_lib.State, count: int) -> list[state_lib.State]:
+    return [_member(state, number) for number in range(count)]
+
+
 def _member(tree: Any, number: int | jax.Array) -> Any:
     return jax.tree.map(lambda x: x[number], tree, is_leaf=_is_list)
 
@@ -493,18 +496,25 @@ def _streams(configs) -> tuple[int, ...]:
 # ---------------------------------------------------------------------------------------- refusals
 
 
-def apart(folders: Sequence[pathlib.Path], every: int) -> pathlib.Path | None:
-    """A run that is too far ahead of the others to go on with them, or has gone back from a spike.
+def apart(folders: Sequence[pathlib.Path], every: int) -> str:
+    """Why these runs cannot go on together; "" = they can.
 
-    It is more than one save, `every` steps, beyond the newest step that all of them hold: members
-    that were killed in the middle of a save are not.
+    They can unless one has gone back from a spike, to read other rows, or is more than one save,
+    `every` steps, beyond the newest step that all of them hold: so are none that were killed in the
+    middle of a save, and a run that has left stays behind.
     """
+    for folder in folders:
+        if guard_lib.read_rewinds(folder):
+            return f"{folder} has gone back from a loss spike"
     held = [{0, *checkpoint.sealed(folder / run_folder.CHECKPOINTS)} for folder in folders]
-    common = max(set.intersection(*held))
-    for folder, steps in zip(folders, held, strict=True):
-        if max(steps) - common > every or guard_lib.read_rewinds(folder):
-            return folder
-    return None
+    common, newest = max(set.intersection(*held)), [max(steps) for steps in held]
+    if max(newest) - common <= every:
+        return ""
+    first, last = (folders[newest.index(which(newest))] for which in (max, min))
+    return (
+        f"{first} is at step {max(newest)}, {last} at step {min(newest)}, and the newest step that "
+        f"all hold is {common}"
+    )
 
 
 def _check(configs, folders: Sequence[pathlib.Path]) -> None:

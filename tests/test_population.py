@@ -1,5 +1,6 @@
 """A population: each member is its own single run, whatever happens to the others."""
 
+import re
 import shutil
 import signal
 
@@ -213,31 +214,35 @@ def test_a_folder_is_that_of_one_member(never_compile, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "steps, every, ahead",
+    "steps, every, reason",
     [
-        ([[], []], 5, None),
-        ([[5], []], 5, None),  # killed in the middle of the first save
-        ([[5, 10], [5]], 5, None),
-        ([[10], [5]], 5, 0),
-        ([[5, 10], [5, 10, 15, 20]], 5, 1),
-        ([[7], [7]], 0, None),  # stopped by a signal
-        ([[7], []], 0, 0),
+        ([[], []], 5, ""),
+        ([[5], []], 5, ""),  # killed in the middle of the first save
+        ([[5, 10], [5]], 5, ""),
+        ([[10], [5]], 5, "0 is at step 10, {}/1 at step 5, and the newest step that all hold is 0"),
+        ([[5, 10], [5, 10, 15, 20]], 5, "1 is at step 20, {}/0 at step 10, and .* hold is 10"),
+        ([[7], [7]], 0, ""),  # stopped by a signal
+        ([[7], []], 0, "0 is at step 7, {}/1 at step 0, and .* hold is 0"),
     ],
 )
-def test_members_go_on_together_unless_one_is_more_than_a_save_ahead(steps, every, ahead, tmp_path):
+def test_members_go_on_together_unless_one_is_more_than_a_save_ahead(
+    steps, every, reason, tmp_path
+):
     folders = [tmp_path / str(number) for number in range(len(steps))]
     for folder, saved in zip(folders, steps, strict=True):
         for step in saved:
             place = folder / run_folder.CHECKPOINTS / str(step)
             place.mkdir(parents=True)
             (place / MANIFEST).write_text("")
-    assert population.apart(folders, every) == (None if ahead is None else folders[ahead])
+    told = f"{tmp_path}/{reason.format(tmp_path)}" if reason else ""
+    assert re.fullmatch(told, population.apart(folders, every))
 
 
 def test_a_member_that_went_back_from_a_spike_goes_on_alone(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / guard_lib.REWINDS).write_text("{}\n")
-    assert population.apart([tmp_path / "b", tmp_path / "a"], 5) == tmp_path / "a"
+    told = f"{tmp_path / 'a'} has gone back from a loss spike"
+    assert population.apart([tmp_path / "b", tmp_path / "a"], 5) == told
 
 
 # ------------------------------------------------------------------------------------ whole runs

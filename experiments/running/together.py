@@ -51,7 +51,7 @@ def _fits(run: Planned, group: Group) -> bool:
     if _shared(run) != _shared(group[0]):
         return False
     every = config_lib.without_epochs(run.config).checkpoint.every
-    return population.apart([each.folder for each in [*group, run]], every) is None
+    return not population.apart([each.folder for each in [*group, run]], every)
 
 
 def _shared(run: Planned) -> dict:
