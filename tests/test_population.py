@@ -320,32 +320,64 @@ def test_times_of_members_are_shares_that_add_up(together):
         assert line["time/tokens_per_s"] == pytest.approx(tokens)
 
 
-def test_killed_between_the_saves_of_two_members_it_ends_as_undisturbed(
-    members, together, alone, tmp_path
-):
+def test_killed_in_the_middle_of_a_save_it_ends_as_undisturbed(members, together, alone, tmp_path):
     folder = tmp_path / "killed"
     with running.running([populations.words(members, folder)], devices=1) as started:
         running.wait_for_line(started, folder / "rising", SAVE_EVERY * 2 + 1)
         started[0].send_signal(signal.SIGKILL)
-    places = {name: folder / name / run_folder.CHECKPOINTS for name in members}
-    held = {name: checkpoint.sealed(place) for name, place in places.items()}
-    assert all(len(steps) > 1 for steps in held.values()), held
+    sealed = lambda name: {0, *checkpoint.sealed(folder / name / run_folder.CHECKPOINTS)}
     # As if the kill had come before the last save of this member was whole.
-    last = held["mask_only"][-1]
-    (places["mask_only"] / str(last) / MANIFEST).unlink()
+    last, name = max(sealed("mask_only")), "mask_only"
+    (folder / name / run_folder.CHECKPOINTS / str(last) / MANIFEST).unlink()
+    start = max(set.intersection(*map(sealed, members)))
+    assert start < last <= max(sealed("usual"))
 
-    shutil.copytree(folder / "mask_only", tmp_path / "mask_only")
-    populations.complete(populations.single(members["mask_only"], tmp_path / "mask_only"))
-    assert_alike(tmp_path / "mask_only", alone / "mask_only")  # any member goes on alone
-    assert bench.starting_steps(tmp_path / "mask_only") == [0, last - SAVE_EVERY]
+    shutil.copytree(folder / name, tmp_path / name)
+    populations.complete(populations.single(members[name], tmp_path / name))
+    assert_alike(tmp_path / name, alone / name)  # any member goes on alone
+    assert bench.starting_steps(tmp_path / name) == [0, max(sealed(name))]
 
-    ended = populations.complete(populations.words(members, folder))
-    assert f"going on from the checkpoints of step {last - SAVE_EVERY}" in ended.out
+    populations.complete(populations.words(members, folder))
     for name in members:
-        assert bench.differences(folder / name, together / name) == []
-        assert bench.starting_steps(folder / name) == [0, last - SAVE_EVERY]
-        held = {path.name for path in places[name].iterdir()} - {f"{last}.damaged"}
-        assert held == {str(STEPS)}
+        assert bench.differences(folder / name, together / name, STEPS) == []
+        assert bench.starting_steps(folder / name) == [0, start]
+        assert sealed(name) == {0, STEPS}
+
+
+def test_a_step_that_all_hold_is_kept_until_the_next_one_is_whole_in_all(tmp_path):
+    """With keep=1, which would delete it as soon as one has the next."""
+
+    def opened():
+        found = []
+        for name in "ab":
+            place = tmp_path / name / run_folder.CHECKPOINTS
+            own = checkpoint.Checkpoints(place, keep=1, retires=False)
+            found.append(train.Run(tmp_path / name, None, None, None, own, None))
+        return population.Checkpoints(found, {}), found
+
+    def save(step, runs):
+        for run in runs:
+            run.checkpoints.save(step, {"x": jnp.full(2, step)})
+
+    def held():
+        places = [tmp_path / name / run_folder.CHECKPOINTS for name in "ab"]
+        return [checkpoint.sealed(place) for place in places]
+
+    both, runs = opened()
+    assert both.newest() is None
+    save(1, runs)
+    both.wait()
+    save(2, runs[:1])
+    runs[0].checkpoints.wait()  # killed here
+    assert held() == [[1, 2], [1]]
+    both, runs = opened()
+    assert both.newest() == 1
+    save(2, runs)
+    both.wait()
+    assert held() == [[2], [2]]
+    assert both.newest() == 2
+    for run in runs:
+        run.checkpoints.close()
 
 
 def test_a_diverging_member_leaves_and_the_signal_is_obeyed(members, together, tmp_path):
