@@ -545,6 +545,6 @@ def _check_example(example, largest, config, lead) -> None:
         a.ndim != b.ndim or any(x > y for x, y in zip(a.shape, b.shape, strict=True))
         for a, b in pairs
     ):
-        different = config_lib.differences(lead, config)
-        listed = "; ".join(f"{key}: {change}" for key, change in different.items())
+        changes = config_lib.differences(lead, config).items()
+        listed = "; ".join(f"{key}: {change}" for key, change in changes if "objective." in key)
         raise UserError(f"members whose examples differ cannot train in one program: {listed}")

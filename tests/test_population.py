@@ -38,7 +38,7 @@ KNOBS = {
     "masked_lm": [MASK_ONLY, RISING, {"objective.predict_rate": 0.1}],
     "span_boundary": [MASK_ONLY, RISING],
     "replaced_token_detection": [MASK_ONLY | {"objective.temperature": 2.0}, RISING],
-    "permutation_lm": [{"objective.backward_fraction": 0.25}],
+    "permutation_lm": [{"objective.backward_fraction": 0.25}, {"objective.backward_fraction": 0.5}],
     "causal_lm": [{"optimizer.learning_rate": 1e-2}],
 }
 VOCABULARY = tokenizer.stand_in(300)
@@ -68,7 +68,11 @@ def capturing(monkeypatch):
 
 @pytest.mark.parametrize("objective", config_lib.objective_names())
 def test_each_member_reads_the_rows_masks_and_labels_of_its_own_single_run(objective, capturing):
-    members = [{}, *[SEEDS | {"seed.data": n} | own for n, own in enumerate(KNOBS[objective])]]
+    others = [SEEDS | {"seed.data": n} | own for n, own in enumerate(KNOBS[objective])]
+    members = [
+        {"objective.backward_fraction": 1.0} if objective == "permutation_lm" else {},
+        *others,
+    ]
     configs = make_configs(objective, members)
     lead, programs = population._programs(configs, VOCABULARY)
     which = population._streams(configs)
@@ -205,6 +209,15 @@ def test_members_that_one_program_cannot_train_are_refused(
         told = "seeds, in the learning rate and its schedule, and in .*mask_rate"
         assert refusal.match(f"{tmp_path}/a and {tmp_path}/b cannot .* may differ in {told}")
         assert list(tmp_path.iterdir()) == []
+
+
+def test_members_whose_examples_have_other_fields_are_refused():
+    """Without any backward row an example of permutation_lm does not say which way it is read."""
+    change = {"objective.backward_fraction": 0.25}
+    configs = make_configs("permutation_lm", [{}, SEEDS | change])
+    told = "one program: objective.backward_fraction: 0.25 -> 0.0$"
+    with pytest.raises(UserError, match=f"examples differ cannot train in {told}"):
+        population._programs(configs, VOCABULARY)
 
 
 def test_a_folder_is_that_of_one_member(never_compile, tmp_path):
