@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from pretraining import benchmark, checkpoint, metrics, population, run_folder, train
+from pretraining import benchmark, checkpoint, cli, metrics, population, run_folder, train
 from pretraining import config as config_lib
 from pretraining import guard as guard_lib
 from pretraining import program as program_lib
@@ -186,6 +186,12 @@ def test_a_member_that_cannot_go_on_leaves_and_the_others_go_on(tmp_path, capsys
 # --------------------------------------------------------------------------------------- refusals
 
 
+def start(words):
+    """The command, in this process."""
+    options = {"workdir": "required: a folder"}
+    return population.main(cli.parse_members(["population", *words], "", options))
+
+
 @pytest.mark.parametrize(
     "change, named",
     [
@@ -203,7 +209,7 @@ def test_members_that_one_program_cannot_train_are_refused(
 ):
     words = populations.words({"a": bench.SMALL, "b": bench.SMALL | change}, tmp_path)
     with pytest.raises(UserError, match=named) as refusal:
-        population.main(words[3:])
+        start(words[3:])
     assert "\n" not in str(refusal.value)
     if "out of range" not in named:
         told = "seeds, in the learning rate and its schedule, and in .*mask_rate"
@@ -223,7 +229,7 @@ def test_members_whose_examples_have_other_fields_are_refused():
 def test_a_folder_is_that_of_one_member(never_compile, tmp_path):
     words = populations.words({"a": bench.SMALL}, tmp_path)[3:]
     with pytest.raises(UserError, match="two members of a population have the same folder"):
-        population.main([*words, "--", *words])
+        start([*words, "--", *words])
 
 
 @pytest.mark.parametrize(

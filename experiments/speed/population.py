@@ -48,8 +48,8 @@ from experiments import sizes
 from experiments.running import launchers, machine, together
 from experiments.running.launchers import Job
 from experiments.running.planned import Cost, Planned, Run
-from pretraining import metrics
 from pretraining import config as config_lib
+from pretraining import metrics
 from pretraining.data.row import SPECIAL_POSITIONS
 from pretraining.errors import UserError
 from pretraining.files import write_atomically
@@ -184,4 +184,3 @@ def heading(count: int, overrides: Mapping[str, Any]) -> str:
         f"{os.cpu_count()} CPU cores ({platform.machine()}), Python "
         f"{platform.python_version()}, {versions}"
     )
-
