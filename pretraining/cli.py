@@ -31,7 +31,7 @@ def run(
     with_config: bool = True,
     positional: str = "",
     with_overrides: bool = False,
-    members: bool = False,
+    several: bool = False,
     **options: str,
 ) -> None:
     """Runs a command: `main(config, **options)` of a module, with mistakes printed as one line.
@@ -45,13 +45,13 @@ def run(
       positional: the name of one argument without dashes, which must be there; "" = none.
       with_overrides: for a command without --config: whether `--config.SECTION.KEY=VALUE` is
         collected all the same, as the argument `overrides` of `main`: {key: value as typed}.
-      members: whether "--" parts the arguments of several runs, each with a --config, which `main`
+      several: whether "--" parts the arguments of several runs, each with a --config, which `main`
         gets as `members`; see `parse_members`.
       **options: option name -> help. A help that starts with "required: " makes the option
         mandatory.
     """
     try:
-        if members:
+        if several:
             values = {"members": parse_members(sys.argv, doc, options)}
         else:
             values = parse(sys.argv, doc, options, with_config, positional, with_overrides)

@@ -24,7 +24,7 @@ if __name__ == "__main__":  # --help and a mistake need not wait for the imports
     cli.run(
         "pretraining.population",
         __doc__,
-        members=True,
+        several=True,
         workdir="required: folder of the run; a folder that holds this run is resumed",
     )
 
