@@ -29,9 +29,10 @@ if __name__ == "__main__":  # --help and a mistake need not wait for the imports
         members="runs (default 8)",
         steps="updates of each (default 100)",
         rounds="of each kind (default 2)",
-        output="file that the table is written to, too",
+        output="file that the table is written to, too (default: in experiments/speed/measured)",
     )
 
+import datetime
 import os
 import pathlib
 import platform
@@ -56,6 +57,7 @@ from pretraining.files import write_atomically
 from pretraining.goodput import PREFIX
 
 RECIPE = "configs/masked_lm.py:tiny"
+MEASURED = pathlib.Path(__file__).parent / "measured" / "population.md"
 OVERRIDES = sizes.TINY | {"evaluate.every": 0, "checkpoint.every": 0}
 
 
@@ -98,8 +100,9 @@ def main(
                 print(number, kind.name, rows[kind.name][-1], file=sys.stderr, flush=True)
     text = table(rows, tokens(planned))
     print(text)
-    if output:
-        write_atomically(pathlib.Path(output), f"{heading(count, chosen)}\n\n{text}\n")
+    place = pathlib.Path(output) if output else MEASURED
+    place.parent.mkdir(exist_ok=True)
+    write_atomically(place, f"{heading(count, chosen)}\n\n{text}\n")
     return 0
 
 
@@ -181,6 +184,6 @@ def heading(count: int, overrides: Mapping[str, Any]) -> str:
     changed = " ".join(f"{k}={v}" for k, v in overrides.items() if OVERRIDES.get(k) != v)
     return (
         f"`python -m experiments.speed.population --members={count}`, {changed}; "
-        f"{os.cpu_count()} CPU cores ({platform.machine()}), Python "
+        f"{datetime.date.today()}, {os.cpu_count()} CPU cores ({platform.machine()}), Python "
         f"{platform.python_version()}, {versions}"
     )
