@@ -28,7 +28,9 @@ class Seeds(NamedTuple):
 
 def seeds(config) -> Seeds:
     """Those of `config.seed`."""
-    return Seeds(*(np.uint32(config.seed[name]) for name in Seeds._fields))
+    seed = config.seed
+    values = seed.init, seed.corruption, seed.dropout, seed.evaluation
+    return Seeds(*map(np.uint32, values))
 
 
 def stream(seed: int | jax.Array, name: str, step: int | jax.Array = 0) -> jax.Array:

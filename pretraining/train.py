@@ -152,8 +152,8 @@ def open_checkpoints(
 ) -> checkpoint.Checkpoints:
     """Those of a run folder, which holds this run or none."""
     run_folder.check_same_run(folder, config, prepared.vocabulary, prepared.fingerprint)
-    place, keep = folder / run_folder.CHECKPOINTS, config.checkpoint
-    checkpoints = checkpoint.Checkpoints(place, keep.keep, keep.keep_every, retires)
+    place, kept = folder / run_folder.CHECKPOINTS, config.checkpoint.keep
+    checkpoints = checkpoint.Checkpoints(place, kept, config.checkpoint.keep_every, retires)
     return stack.enter_context(contextlib.closing(checkpoints))
 
 
