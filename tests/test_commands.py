@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from experiments.speed.start import commands
+from experiments.speed.start import _is_command, commands
 from tests import running
 
 HEAVY = {"jax", "flax", "optax", "orbax", "grain", "tensorflow", "matplotlib", "pandas", "scipy"}
@@ -35,13 +35,31 @@ def test_all_commands_are_known():
         "pretraining.evaluate",
         "pretraining.export",
         "pretraining.plan",
+        "pretraining.population",
         "pretraining.replay",
         "pretraining.show",
         "pretraining.train",
         "experiments.report",
         "experiments.run",
+        "experiments.speed.costs",
+        "experiments.speed.peers",
+        "experiments.speed.population",
+        "experiments.speed.preparation",
         "experiments.speed.start",
     } <= set(commands())
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("cli.run('name', __doc__)", True),
+        ("cli.end_with(lambda: main(sys.argv[1:]))", True),
+        ("worker.serve(start)", False),
+    ],
+)
+def test_a_command_is_a_main_block_that_goes_through_cli(body, expected):
+    assert _is_command(f"if __name__ == '__main__':\n    {body}\n") is expected
+    assert not _is_command(f"def later():\n    {body}\n")
 
 
 @pytest.mark.parametrize("module", commands())

@@ -1,12 +1,12 @@
 """How time and memory of a training step grow with what it is asked for: tables, exponents, curves.
 
-    python -m experiments.speed.costs [--part=growth|kernels] [--rounds=7] [--output=FOLDER]
+    python -m experiments.speed.costs [--part=growth|kernels] [--rounds=7] [--output=FILE]
 
 `growth`, on the devices of this machine: one size at a time is varied around a small masked
 language model. `kernels`, compiled with libtpu for a TPU that need not be here and never run: the
 memory of attention by the XLA path and by splash, against length. Without --part both.
 
-Written are <output>/costs_<part>.md and .svg (default: experiments/speed/measured). An exponent is
+Written are measured/costs_<part>.md and .svg, or FILE, of one part, and its .svg. An exponent is
 the slope of a least-squares line through the logarithms: 1 = doubles with the size. That of the
 last two points stands below it, because whatever does not grow (the layers, beside a larger
 vocabulary) flattens the line at its small end. Memory is the compiler's own account of the update,
@@ -21,23 +21,21 @@ if __name__ == "__main__":  # --help and a mistake need not wait for the imports
         __doc__,
         with_config=False,
         part="growth | kernels (default: both)",
-        rounds="rounds that are timed (default 7)",
-        output="folder (default experiments/speed/measured)",
+        rounds="rounds of growth that are timed (default 7)",
+        output="file that one part writes (default: experiments/speed/measured/costs_<part>.md)",
     )
 
-import datetime
 import functools
-import importlib.metadata
-import pathlib
-import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.speed import page
+from experiments.speed.sides import memory
 from pretraining import benchmark, flops, plan, sharding
 from pretraining import config as config_lib
 from pretraining import program as program_lib
@@ -47,7 +45,6 @@ from pretraining.errors import UserError
 from pretraining.models import attention
 
 MIB = 2**20
-OUTPUT = "experiments/speed/measured"
 RECIPE = "configs/masked_lm.py:tiny"
 BASE = {
     "train.batch_size": 16,
@@ -68,6 +65,7 @@ GROWTH = {
 TOPOLOGY = "v5e:2x2"  # the smallest that libtpu describes; one of its chips is used
 TPU_RECIPE = "configs/causal_lm.py:tiny"
 TPU_TOKENS, TPU_ROWS = 8192, 16
+PACKAGES = {"growth": ("jax", "jaxlib"), "kernels": ("jax", "jaxlib", "libtpu")}
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 TPU = {"model.dtype": "bfloat16", "model.execution": "scanned", "tokenizer.size": 4096}
 
@@ -77,20 +75,19 @@ def main(part: str | None, rounds: str | None, output: str | None) -> int:
     parts = {"growth": growth, "kernels": kernels}
     if part not in (None, *parts):
         raise UserError(f"--part={part!r}: {' or '.join(parts)}, or left out for both")
-    folder, count = pathlib.Path(output or OUTPUT), cli.number("rounds", rounds, 7, at_least=2)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in [part] if part else parts:
+    if output and not part:
+        raise UserError(
+            f"--output={output!r} is one page: choose --part={' or --part='.join(parts)}"
+        )
+    count = cli.number("rounds", rounds, 7, at_least=2)
+    paths = {name: page.place(f"costs_{name}", output) for name in ([part] if part else parts)}
+    for name, path in paths.items():
+        options = {"part": name, "rounds": count if name == "growth" else None}
+        origin = page.origin("costs", options, PACKAGES[name])
         text, figure = parts[name](count)
-        head = f"python -m experiments.speed.costs --part={name} --rounds={count}"
-        (folder / f"costs_{name}.md").write_text(f"{text}\n\n{_origin(head)}\n")
-        figure.savefig(folder / f"costs_{name}.svg", metadata={"Date": None})
-        print(text)
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        page.write(path, f"# Costs: {name}", origin, text)
     return 0
-
-
-def _origin(command: str) -> str:
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib"))
-    return f"`{command}`: {datetime.date.today()}, {versions}, {jax.devices()[0].device_kind}."
 
 
 # ------------------------------------------------------------------------------------------ growth
@@ -132,27 +129,10 @@ class Step:
 
     def run(self) -> tuple[float, float]:
         """(seconds, bytes of the process) of one more step."""
-        before, start = _forget_peak(), time.perf_counter()
+        peak, start = memory.Peak(), time.perf_counter()
         self._state, figures = self._update(self._state, self._rows, self._seeds)
         jax.block_until_ready(figures)
-        return time.perf_counter() - start, _peak() - before
-
-
-def _forget_peak() -> float:
-    """Bytes that this process holds, from where its peak is counted from now on."""
-    try:
-        pathlib.Path("/proc/self/clear_refs").write_text("5")  # man 5 proc
-    except OSError:
-        return np.nan
-    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def _peak() -> float:
-    try:
-        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return np.nan
-    return next(int(line.split()[1]) * 1024.0 for line in lines if line.startswith("VmHWM"))
+        return time.perf_counter() - start, peak.bytes() - peak.held
 
 
 def growth(rounds: int) -> tuple[str, Figure]:
@@ -165,7 +145,8 @@ def growth(rounds: int) -> tuple[str, Figure]:
         for name, (_, values) in GROWTH.items()
     }
     base = ", ".join(f"{key}={value}" for key, value in BASE.items())
-    text = [f"`{RECIPE}` with {base}; one of them is varied at a time.\n"]
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    text = [f"`{RECIPE}` with {base}; one of them is varied at a time, on {devices}."]
     text += [_growth_table(name, curve) for name, curve in curves.items()]
     shown = {"step, s": "step_s", "temporaries, MiB": "temporaries"}
     panels = {
@@ -235,7 +216,7 @@ def kernels(_: int) -> tuple[str, Figure]:
     }
     text = [
         f"Temporaries of the update of `{TPU_RECIPE}` (bfloat16, scanned layers), compiled for one "
-        f"chip of {TOPOLOGY} by libtpu {importlib.metadata.version('libtpu')}, not run.\n"
+        f"chip of {TOPOLOGY} by libtpu, not run."
     ]
     text += [table(name, values) for name, values in panels.items()]
     return "\n\n".join([*text, unserved()]), figure(panels)
@@ -268,15 +249,16 @@ _USUAL = dict(
 
 def unserved() -> str:
     """Which kernel serves what, by the refusals of the program itself."""
-    lines = ["| attention | splash (TPU) | cudnn (GPU) |", "|---|---|---|"]
-    for asked, facts in _ASKED.items():
-        found = [_served(kernel, facts) for kernel in ("splash", "cudnn")]
-        lines.append(f"| {asked} | {' | '.join(found)} |")
-    lines.append(
-        "\nWhere a kernel does not serve, the XLA path does, with memory quadratic in length. The "
-        "cuDNN kernel cannot be compiled without a GPU: its memory is not in these tables."
+    rows = [
+        [asked, *(_served(kernel, facts) for kernel in ("splash", "cudnn"))]
+        for asked, facts in _ASKED.items()
+    ]
+    served = page.markdown(("attention", "splash (TPU)", "cudnn (GPU)"), rows)
+    return (
+        f"{served}\n\nWhere a kernel does not serve, the XLA path does, with memory quadratic in "
+        "length. The cuDNN kernel cannot be compiled without a GPU: its memory is not in these "
+        "tables."
     )
-    return "\n".join(lines)
 
 
 def _served(kernel: str, facts: Mapping[str, Any]) -> str:
@@ -303,15 +285,11 @@ def exponent(curve: Curve) -> float:
 def table(name: str, columns: Mapping[str, Curve]) -> str:
     """Markdown: a line per size, and the exponents below."""
     sizes = list(next(iter(columns.values())))
-    lines = [f"| {name} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    lines += [_line(f"{size:g}", [curve[size] for curve in columns.values()]) for size in sizes]
-    lines.append(_line("exponent", [exponent(curve) for curve in columns.values()]))
-    last = [exponent({size: curve[size] for size in sizes[-2:]}) for curve in columns.values()]
-    return "\n".join([*lines, _line("of the last two", last)])
-
-
-def _line(name: str, values: Sequence[float]) -> str:
-    return f"| {name} | {' | '.join(_short(value) for value in values)} |"
+    values = {f"{x:g}": [curve[x] for curve in columns.values()] for x in sizes}
+    values["exponent"] = [exponent(curve) for curve in columns.values()]
+    last = [{x: curve[x] for x in sizes[-2:]} for curve in columns.values()]
+    values["of the last two"] = [exponent(curve) for curve in last]
+    return page.markdown((name, *columns), [[k, *map(_short, v)] for k, v in values.items()])
 
 
 def _short(value: float) -> str:

@@ -11,17 +11,30 @@ corruption, forward, backward, clipping, AdamW. Tokens are positions on both sid
 Every side is a process of its own, and they take turns, so that only one computes: A B C A B C ...
 Those that wait sleep; how much CPU time they took all the same is told. transformers runs twice,
 with glibc's large pages (GLIBC_TUNABLES), which our side has, and without; in each table stands the
-faster. `--peer_python` is an interpreter that has torch and transformers, which the project does
-not need (the extra `parity` installs them).
+faster. For MLM it runs a third time, with its head at the labels alone, as ours (gathered_head.py).
+`--peer_python` is an interpreter that has torch and transformers, which the project does not need
+(the extra `parity` installs them).
 """
 
+from pretraining import cli
+
+if __name__ == "__main__":  # --help and a mistake need not wait for the imports below
+    cli.run(
+        "experiments.speed.peers",
+        __doc__,
+        with_config=False,
+        peer_python="interpreter with torch and transformers (default: this one)",
+        rounds="turns of each side (default 4)",
+        steps="steps of a turn (default 4)",
+        objectives="some of masked_lm,causal_lm,replaced_token_detection,permutation_lm (default)",
+        output="file that is written (default: experiments/speed/measured/peers.md)",
+    )
+
 import contextlib
-import datetime
 import json
+import math
 import os
 import pathlib
-import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -32,14 +45,15 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from experiments.speed import page
 from experiments.speed.sides import tokens
 from experiments.speed.sides.worker import Task
-from pretraining import cli, huge_pages
+from pretraining import huge_pages
 from pretraining.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-OUTPUT = ROOT / "experiments/speed/measured/peers.md"
 OURS = "ours"
+GATHERED = "transformers, head at the labels"
 # How the objectives are called in tables, and the class of transformers that they stand beside.
 TITLES = {
     "masked_lm": "MLM (BERT)",
@@ -89,19 +103,15 @@ def main(
         "rounds": cli.number("rounds", rounds, 4, at_least=1),
         "steps": cli.number("steps", steps, 4, at_least=1),
     }
-    peer = peer_python or sys.executable
-    check_peer(peer)
+    path, peer = page.place("peers", output), peer_python or sys.executable
+    versions = peer_versions(peer)
+    options = {"peer_python": peer_python, **counts, "objectives": objectives}
+    origin = page.origin("peers", options, ("jax", "jaxlib", "flax", "optax"), versions)
     measured = []
     for name in names:
-        measured.append(measure(name, ELECTRA_SMALL, sides(peer), **counts))
-        print(table(measured[-1:]), flush=True)
-    options = "".join(f" --{key}={value}" for key, value in counts.items())
-    options += f" --objectives={objectives}" if objectives else ""
-    text = report(measured, f"python -m experiments.speed.peers --peer_python=PYTHON{options}")
-    path = pathlib.Path(output or OUTPUT)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    print(f"\n{text}")
+        measured.append(measure(name, ELECTRA_SMALL, sides(peer, name), **counts))
+        print(table(measured[-1:]), file=sys.stderr, flush=True)
+    page.write(path, "# Our training step beside that of transformers", origin, report(measured))
     return 0
 
 
@@ -113,12 +123,17 @@ def _objectives(chosen: str | None) -> list[str]:
     return names
 
 
-def check_peer(python: str) -> None:
-    """Refuses an interpreter without torch and transformers; UserError says what to do."""
+_VERSIONS = "import torch, transformers; print(torch.__version__, transformers.__version__)"
+
+
+def peer_versions(python: str) -> dict[str, str]:
+    """Those of torch and transformers under an interpreter.
+
+    Raises:
+      UserError: it has none; what to do.
+    """
     try:
-        found = subprocess.run(
-            [python, "-c", "import torch, transformers"], capture_output=True, text=True
-        )
+        found = subprocess.run([python, "-c", _VERSIONS], capture_output=True, text=True)
     except OSError as error:
         raise UserError(f"--peer_python={python!r}: {error.strerror}") from None
     if found.returncode:
@@ -127,16 +142,20 @@ def check_peer(python: str) -> None:
             f"--peer_python={python!r} cannot import torch and transformers ({reason}): name an"
             " interpreter that can, or install the extra 'parity'"
         )
+    return dict(zip(("torch", "transformers"), found.stdout.split()[-2:], strict=True))
 
 
-def sides(peer_python: str) -> list[Side]:
-    """Ours, and transformers without and with large pages."""
-    peer = (peer_python, "experiments.speed.sides.hugging_face")
-    return [
-        Side(OURS, sys.executable, "experiments.speed.sides.ours", huge_pages.environment()),
+def sides(peer_python: str, objective: str) -> list[Side]:
+    """Ours, transformers without and with large pages, and for masked_lm with its head gathered."""
+    peer, large = (peer_python, "experiments.speed.sides.hugging_face"), huge_pages.environment()
+    found = [
+        Side(OURS, sys.executable, "experiments.speed.sides.ours", large),
         Side("transformers", *peer, {}),
-        Side("transformers, large pages", *peer, huge_pages.environment()),
+        Side("transformers, large pages", *peer, large),
     ]
+    if objective == "masked_lm":
+        found.append(Side(GATHERED, peer_python, "experiments.speed.sides.gathered_head", large))
+    return found
 
 
 # ------------------------------------------------------------------------------------ measurement
@@ -149,7 +168,8 @@ class Measured(NamedTuple):
       objective: its name.
       tokens: B x L, of a step.
       facts: {side: what it told at its start}.
-      rounds: [{side: {"seconds": of each step, "waits": of each, "memory": bytes}}].
+      rounds: [{side: {"seconds": of each step, "waits": of each, "memory": bytes,
+        NaN where unknown}}].
       peaks: FLOP/s of the best of some matrix products, once a round.
       idle: largest share of one core that those that waited took together during a turn.
     """
@@ -168,15 +188,22 @@ class Measured(NamedTuple):
             for each in self.rounds
         ]
 
-    def peer(self) -> str:
-        """The fastest of the sides that are not ours."""
-        others = [side for side in self.facts if side != OURS]
+    def compared(self) -> dict[str, list[str]]:
+        """{row of the tables: sides that ours stands beside, of which the fastest counts}."""
+        title = TITLES[self.objective]
+        rows = {title: [side for side in self.facts if side not in (OURS, GATHERED)]}
+        if GATHERED in self.facts:
+            rows[f"{title}, its head at the labels"] = [GATHERED]
+        return rows
+
+    def fastest(self, others: Sequence[str]) -> str:
+        """The one with the highest median rate."""
         return max(others, key=lambda side: statistics.median(self.rates(side)))
 
-    def ratios(self) -> list[float]:
+    def ratios(self, other: str) -> list[float]:
         """How many times faster ours was, in each round."""
-        pairs = zip(self.rates(OURS), self.rates(self.peer()), strict=True)
-        return [ours / other for ours, other in pairs]
+        pairs = zip(self.rates(OURS), self.rates(other), strict=True)
+        return [ours / theirs for ours, theirs in pairs]
 
     def data_wait(self, side: str) -> float:
         """Share of all step time that was spent waiting for batches."""
@@ -308,42 +335,60 @@ What is favourable to transformers: its rows have no padding and no attention ma
 are known to the collator in advance; gelu is one kernel; AdamW is fused; ELECTRA's samples are
 drawn at masked positions alone; XLNet predicts K = L / 6 positions for which query stream and head
 alone run (its own collator takes all L), drawn by vectorised code, and has no segments, which our
-side has. Ours has CLS, 125 tokens and SEP in a row of 128 positions; CLM is GPT-2's network on both
-sides (configs/causal_lm.py, GPT2)."""
+side has; of large pages and small ones the faster counts. CLM is GPT-2's network on both sides
+(configs/causal_lm.py, GPT2).
+
+What is favourable to ours: the head of MLM and of RTD's generator, 32,000 wide, runs on the K = 19
+predicted positions of a row, where the classes of transformers run it on all 128. That is a better
+algorithm, not faster code: the row "its head at the labels" is the same class, parameters and
+batches with the head called on the vectors of predicted tokens, and its ratio is what the
+implementation alone gains; for RTD there is no such row. Our loader reads ahead in threads, while
+the collator of transformers runs between the steps (num_workers=0; see data wait). torch.compile is
+not used. A row of ours has one padding among its 128 positions (CLS, 125 tokens, SEP), and tokens
+are positions. Our dropout takes its bits from a hash of an element's place, a dozen integer
+operations (pretraining/models/dropout.py), where PyTorch draws from its generator."""
 
 
 def table(measured: Sequence[Measured]) -> str:
-    """Speeds, one row for each objective."""
-    return _markdown(_SPEEDS, [_speeds(each) for each in measured])
+    """Speeds: a row for each objective, and one for what is compared beside it."""
+    return page.markdown(_SPEEDS, _rows(_speeds, measured))
 
 
-def report(measured: Sequence[Measured], command: str) -> str:
-    """The page: where and how, speeds, and by what they can be believed."""
-    checks = _markdown(_CHECKS, [_checks(each) for each in measured])
-    head = f"{datetime.date.today()}, {_machine()}; {_versions(measured)}:\n\n    {command}"
+def report(measured: Sequence[Measured]) -> str:
+    """Speeds, by what they can be believed, and notes."""
+    checks = page.markdown(_CHECKS, _rows(_checks, measured))
     counts = f"{len(measured[0].rounds)} rounds of {_steps(measured[0])} steps of each side."
-    return "\n\n".join([head, table(measured), checks, f"{counts}\n{_NOTES}"]) + "\n"
+    return "\n\n".join([table(measured), checks, f"{counts}\n{_NOTES}"])
 
 
-def _speeds(each: Measured) -> list[str]:
-    peer = each.peer()
-    memory = [max(r[side]["memory"] for r in each.rounds) / 2**30 for side in (OURS, peer)]
+def _rows(cells, measured: Sequence[Measured]) -> list[list[str]]:
     return [
-        TITLES[each.objective],
-        _spread(each.rates(OURS), ",.0f"),
-        _spread(each.rates(peer), ",.0f"),
-        _spread(each.ratios(), ".2f"),
-        f"{each.data_wait(OURS):.2%} / {each.data_wait(peer):.2%}",
-        f"{each.flops_per_s() / max(each.peaks):.1%}",
-        f"{memory[0]:.2f} / {memory[1]:.2f}",
+        [title, *cells(each, others)]
+        for each in measured
+        for title, others in each.compared().items()
     ]
 
 
-def _checks(each: Measured) -> list[str]:
-    others = [side for side in each.facts if side != OURS]
-    facts = [each.facts[side] for side in (OURS, each.peer())]
+def _speeds(each: Measured, others: Sequence[str]) -> list[str]:
+    peer = each.fastest(others)
     return [
-        TITLES[each.objective],
+        _spread(each.rates(OURS), ",.0f"),
+        _spread(each.rates(peer), ",.0f"),
+        _spread(each.ratios(peer), ".2f"),
+        f"{each.data_wait(OURS):.2%} / {each.data_wait(peer):.2%}",
+        f"{each.flops_per_s() / max(each.peaks):.1%}",
+        " / ".join(_memory(each, side) for side in (OURS, peer)),
+    ]
+
+
+def _memory(each: Measured, side: str) -> str:
+    peak = each.rounds[-1][side]["memory"]  # of all rounds so far
+    return "unknown" if math.isnan(peak) else f"{peak / 2**30:.2f}"
+
+
+def _checks(each: Measured, others: Sequence[str]) -> list[str]:
+    facts = [each.facts[side] for side in (OURS, each.fastest(others))]
+    return [
         " / ".join(_spread(each.rates(side), ",.0f") for side in others),
         f"{facts[0]['flops'] / 1e9:,.1f}",
         f"{max(each.peaks) / 1e9:,.0f}",
@@ -360,33 +405,3 @@ def _spread(values: Sequence[float], form: str) -> str:
 
 def _steps(each: Measured) -> int:
     return len(each.rounds[0][OURS]["seconds"])
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _versions(measured: Sequence[Measured]) -> str:
-    found = {k: v for facts in measured[0].facts.values() for k, v in facts["versions"].items()}
-    return ", ".join(f"{name} {version}" for name, version in found.items())
-
-
-def _machine() -> str:
-    cpu = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
-    memory = psutil.virtual_memory().total / 2**30
-    name = cpu[1] if cpu else platform.machine()
-    return f"{len(os.sched_getaffinity(0))} CPU cores, {name}, {memory:.0f} GiB"
-
-
-if __name__ == "__main__":
-    cli.run(
-        main,
-        sys.modules[__name__].__doc__,
-        with_config=False,
-        peer_python="interpreter with torch and transformers (default: this one)",
-        rounds="turns of each side (default 4)",
-        steps="steps of a turn (default 4)",
-        objectives=f"some of {','.join(TITLES)} (default: all)",
-        output="file that is written (default: experiments/speed/measured/peers.md)",
-    )

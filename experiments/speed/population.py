@@ -1,6 +1,6 @@
 """Runs that train as one program against the same runs, each by itself.
 
-    python -m experiments.speed.population [--members=8] [--steps=100] [--rounds=2] [--output=F.md]
+    python -m experiments.speed.population [--members=8] [--steps=100] [--rounds=2] [--output=FILE]
         [--config.SECTION.KEY=VALUE ...]
 
 Rounds A B C A B C, as `experiments.run` would start them, each from an empty folder of compiled
@@ -29,35 +29,31 @@ if __name__ == "__main__":  # --help and a mistake need not wait for the imports
         members="runs (default 8)",
         steps="updates of each (default 100)",
         rounds="of each kind (default 2)",
-        output="file that the table is written to, too (default: in experiments/speed/measured)",
+        output="file that is written (default: experiments/speed/measured/population.md)",
     )
 
-import datetime
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any, NamedTuple
 
 from experiments import sizes
 from experiments.running import launchers, machine, together
 from experiments.running.launchers import Job
 from experiments.running.planned import Cost, Planned, Run
+from experiments.speed import page
 from pretraining import config as config_lib
 from pretraining import metrics
 from pretraining.data.row import SPECIAL_POSITIONS
 from pretraining.errors import UserError
-from pretraining.files import write_atomically
 from pretraining.goodput import PREFIX
 
 RECIPE = "configs/masked_lm.py:tiny"
-MEASURED = pathlib.Path(__file__).parent / "measured" / "population.md"
 OVERRIDES = sizes.TINY | {"evaluate.every": 0, "checkpoint.every": 0}
 
 
@@ -78,32 +74,43 @@ class Timed(NamedTuple):
 
 def main(
     overrides: Mapping[str, str],
-    members: str | None = None,
-    steps: str | None = None,
-    rounds: str | None = None,
-    output: str | None = None,
+    members: str | None,
+    steps: str | None,
+    rounds: str | None,
+    output: str | None,
 ) -> int:
-    """The command; prints a table."""
-    count, steps = cli.number("members", members, 8, 2), cli.number("steps", steps, 100, 2)
-    chosen = {**OVERRIDES, "train.steps": steps, **overrides}
+    """The command."""
+    counts = {
+        "members": cli.number("members", members, 8, at_least=2),
+        "steps": cli.number("steps", steps, 100, at_least=2),
+        "rounds": cli.number("rounds", rounds, 2, at_least=1),
+    }
+    path = page.place("population", output)
+    options = counts | {f"config.{key}": value for key, value in overrides.items()}
+    origin = page.origin("population", options, ("jax", "jaxlib", "flax"))
+    chosen = {**OVERRIDES, "train.steps": counts["steps"], **overrides}
+    rows, payload = measure(counts["members"], chosen, counts["rounds"])
+    page.write(path, "# Sweeps in one program", origin, table(rows, payload))
+    return 0
+
+
+def measure(
+    count: int, overrides: Mapping[str, Any], rounds: int
+) -> tuple[dict[str, list[Timed]], int]:
+    """({kind: its rounds}, payload tokens of all runs together)."""
     kinds = [Kind("one population", True, 1), Kind("one after another", False, 1)]
     if not machine.shares(None)[0].environment and len(machine.shares(None)[0].cores) > 1:
         kinds.append(Kind("two at once", False, 2))
     rows: dict[str, list[Timed]] = {kind.name: [] for kind in kinds}
     with tempfile.TemporaryDirectory() as folder:
-        planned = plan(pathlib.Path(folder), count, chosen)
+        planned = plan(pathlib.Path(folder), count, overrides)
         subprocess.run(planned[0].preparation(), check=True, stdout=subprocess.DEVNULL)
-        for number in range(cli.number("rounds", rounds, 2, 1)):
+        for number in range(rounds):
             for kind in kinds:
                 place = pathlib.Path(folder) / f"{number}-{kind.at_once}-{kind.population}"
-                rows[kind.name].append(time_round(kind, plan(place, count, chosen), place))
+                rows[kind.name].append(time_round(kind, plan(place, count, overrides), place))
                 print(number, kind.name, rows[kind.name][-1], file=sys.stderr, flush=True)
-    text = table(rows, tokens(planned))
-    print(text)
-    place = pathlib.Path(output) if output else MEASURED
-    place.parent.mkdir(exist_ok=True)
-    write_atomically(place, f"{heading(count, chosen)}\n\n{text}\n")
-    return 0
+    return rows, tokens(planned)
 
 
 def plan(folder: pathlib.Path, count: int, overrides: Mapping[str, Any]) -> list[Planned]:
@@ -162,28 +169,11 @@ def table(rows: Mapping[str, list[Timed]], count: int) -> str:
         for name, timed in rows.items()
     }
     base = median["one after another"]
-    lines = [
-        "| | all, s | tokens/s | ratio | updates, s | tokens/s | ratio |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    cells = []
     for name, timed in median.items():
-        rounds = [
-            " ".join(f"{value:.0f}" for value in column) for column in zip(*rows[name], strict=True)
-        ]
-        parts = [
-            f"{listed} | {count / value:,.0f} | {first / value:.2f}"
-            for listed, value, first in zip(rounds, timed, base, strict=True)
-        ]
-        lines.append(f"| {name} | {' | '.join(parts)} |")
-    return "\n".join(lines)
-
-
-def heading(count: int, overrides: Mapping[str, Any]) -> str:
-    """What was run, with which versions."""
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "jaxlib", "flax"))
-    changed = " ".join(f"{k}={v}" for k, v in overrides.items() if OVERRIDES.get(k) != v)
-    return (
-        f"`python -m experiments.speed.population --members={count}`, {changed}; "
-        f"{datetime.date.today()}, {os.cpu_count()} CPU cores ({platform.machine()}), Python "
-        f"{platform.python_version()}, {versions}"
-    )
+        cells.append([name])
+        for listed, value, first in zip(zip(*rows[name], strict=True), timed, base, strict=True):
+            seconds = " ".join(f"{each:.0f}" for each in listed)
+            cells[-1] += [seconds, f"{count / value:,.0f}", f"{first / value:.2f}"]
+    header = ("runs", "all, s", "tokens/s", "ratio", "updates, s", "tokens/s", "ratio")
+    return page.markdown(header, cells)

@@ -1,14 +1,16 @@
 """Preparation against `datasets.map`, and the rate of the loader without any training.
 
-    python -m experiments.speed.preparation [--corpus=...] > preparation.md
+    python -m experiments.speed.preparation [--corpus=...] [--model=...] [--size=8192] [--rounds=2]
+        [--output=FILE]
 
 Rounds A B C A B C, each in a process of its own with an empty cache, on one plain .jsonl file:
 
   A  `prepare`: text -> token store
   B  `datasets.load_dataset("json")`, then `.map(tokenize, batched=True, num_proc=2)` -> Arrow, with
      a `PreTrainedTokenizerFast` of the same vocabulary, as `pretraining.export` writes it
-  C  the same, normalised as by transformers' converter (`SpmConverter`): faster, but other ids
-     where texts hold what that normalizer does not know
+  C  the same with the normalizer of transformers' converter (`SpmConverter`), which is what most
+     people have. It need not make our ids, so it is no competitor and has no ratio; it stands here
+     to show how much of B's time is its normalizer
 
 The file is written and the vocabulary trained beforehand; importing is not timed. A and B must give
 as many ids for the corpus, and the same ids for its first documents. CPU seconds, of all processes
@@ -24,6 +26,20 @@ the text before it maps; the column "of that map" leaves it out. No attention ma
 Needs the packages `datasets` and `transformers`, which the project does not depend on.
 """
 
+from pretraining import cli
+
+if __name__ == "__main__":  # --help and a mistake need not wait for the imports below
+    cli.run(
+        "experiments.speed.preparation",
+        __doc__,
+        with_config=False,
+        corpus="a source as in config.data.corpus (default python-docs)",
+        model="an existing tokenizer as in config.tokenizer.model (default: one is trained)",
+        size="pieces of a trained one (default 8192)",
+        rounds="times each side runs (default 2)",
+        output="file that is written (default: experiments/speed/measured/preparation.md)",
+    )
+
 import contextlib
 import functools
 import importlib.util
@@ -32,20 +48,19 @@ import json
 import multiprocessing
 import os
 import pathlib
-import platform
 import resource
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from typing import NamedTuple
 
 import numpy as np
 import psutil
 
 from configs import base
+from experiments.speed import page
 from pretraining.data import corpus as corpus_lib
 from pretraining.data import loader, prepare, store
 from pretraining.data.row import SPECIAL_POSITIONS
@@ -56,7 +71,8 @@ PROCESSES = 2
 SAMPLE = 300  # documents whose ids are compared
 LOADED = ((32, 128), (256, 128), (256, 512), (64, 1024))  # B, L
 LOADER_SECONDS = 3.0
-_VERSIONS = ("sentencepiece", "datasets", "transformers", "tokenizers", "pyarrow", "tensorstore")
+A, B = "A prepare", "B datasets.map"
+_PACKAGES = ("sentencepiece", "datasets", "transformers", "tokenizers", "pyarrow", "tensorstore")
 
 
 class Round(NamedTuple):
@@ -84,13 +100,19 @@ class Round(NamedTuple):
 Side = Callable[[pathlib.Path], Round]  # of an empty folder
 
 
-def main(corpus: str | None, model: str | None, size: str | None, rounds: str | None) -> None:
-    """The command; prints tables in Markdown."""
-    from pretraining import cli
-
+def main(
+    corpus: str | None,
+    model: str | None,
+    size: str | None,
+    rounds: str | None,
+    output: str | None,
+) -> int:
+    """The command."""
     _check_packages()
     pieces, count = cli.number("size", size, 8192), cli.number("rounds", rounds, 2, at_least=1)
-    source = corpus or "python-docs"
+    path, source = page.place("preparation", output), corpus or "python-docs"
+    options = {"corpus": source, "model": model, "size": size, "rounds": count}
+    origin = page.origin("preparation", options, _PACKAGES)
     with tempfile.TemporaryDirectory() as name:
         work = pathlib.Path(name)
         config = _config(source, model or "", pieces, work)
@@ -99,9 +121,9 @@ def main(corpus: str | None, model: str | None, size: str | None, rounds: str | 
         _write_tokenizers(prepared.vocabulary, work)
         results = _alternate(_sides(work), count, work)
         _check_ids(results)
-        print(_heading(source, opened))
-        print(_preparation(results, opened))
-        print(_loading(prepared.train, config))
+        tables = _preparation(results, opened), _loading(prepared.train, config)
+    page.write(path, "# Preparation and input", origin, _text(opened), *tables)
+    return 0
 
 
 def _check_packages():
@@ -145,8 +167,8 @@ def _write_tokenizers(vocabulary, work: pathlib.Path):
 def _sides(work: pathlib.Path) -> dict[str, Side]:
     theirs = functools.partial(_datasets, work / "text.jsonl")
     return {
-        "A prepare": functools.partial(_ours, work / "text.jsonl", work / "vocabulary"),
-        "B datasets.map": functools.partial(theirs, work / "tokenizer.json"),
+        A: functools.partial(_ours, work / "text.jsonl", work / "vocabulary"),
+        B: functools.partial(theirs, work / "tokenizer.json"),
         "C datasets.map, usual normalizer": functools.partial(theirs, work / "converted.json"),
     }
 
@@ -260,7 +282,7 @@ def _proportional_set_size(pid: int) -> int:
 
 
 def _check_ids(results: dict[str, list[Round]]):
-    ours, theirs = results["A prepare"][0], results["B datasets.map"][0]
+    ours, theirs = results[A][0], results[B][0]
     if (ours.ids, ours.sample) != (theirs.ids, theirs.sample):
         raise UserError(f"the ids of A and B differ: {ours.ids:,} and {theirs.ids:,} of them")
 
@@ -268,50 +290,49 @@ def _check_ids(results: dict[str, list[Round]]):
 # ------------------------------------------------------------------------------------------ tables
 
 
-def _heading(source: str, opened: Store) -> str:
+def _text(opened: Store) -> str:
+    """What was prepared."""
     splits = opened.manifest["splits"].values()
     documents, text_bytes = (
         sum(split[key] for split in splits) for key in ("documents", "text_bytes")
     )
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in _VERSIONS)
     return (
-        f"{pathlib.PurePath(source).name}: {text_bytes / 1e6:.1f} MB of text in {documents:,}"
-        f" documents; {opened.vocabulary.size:,} pieces; {PROCESSES} processes;"
-        f" Python {platform.python_version()}, {versions}\n"
+        f"{text_bytes / 1e6:.1f} MB of text in {documents:,} documents;"
+        f" {opened.vocabulary.size:,} pieces; {PROCESSES} processes. Ratios are B over A; C, which"
+        " need not make the same ids, is no competitor and has none."
     )
 
 
 def _preparation(results: dict[str, list[Round]], opened: Store) -> str:
     text_bytes = sum(split["text_bytes"] for split in opened.manifest["splits"].values())
-    rows = [
-        _row(name, rounds, results["A prepare"], text_bytes) for name, rounds in results.items()
-    ]
     header = (
-        "side", "seconds of each round", "MB/s", "of that map", "A is faster", "than that map",
-        "CPU s", "memory", "written", "ids",
+        "side", "seconds of each round", "CPU s", "MB/s", "of that map", "memory", "written", "ids",
+        "A is faster", "than that map", "in CPU s",
     )  # fmt: skip
-    return "\n".join([_line(header), _line(["---"] * len(header)), *map(_line, rows), ""])
+    rows = [_row(name, rounds, text_bytes) + ["-"] * 3 for name, rounds in results.items()]
+    rows[list(results).index(B)][-3:] = _ratios(results[A], results[B])
+    return page.markdown(header, rows)
 
 
-def _row(name: str, rounds: list[Round], ours: list[Round], text_bytes: int) -> tuple[str, ...]:
-    seconds, mapping = _median(rounds, "seconds"), _median(rounds, "map_seconds")
-    best = _median(ours, "seconds")
-    return (
+def _row(name: str, rounds: list[Round], text_bytes: int) -> list[str]:
+    return [
         name,
         ", ".join(f"{each.seconds:.1f}" for each in rounds),
-        f"{text_bytes / seconds / 1e6:.1f}",
-        f"{text_bytes / mapping / 1e6:.1f}",
-        f"{seconds / best:.2f} x",
-        f"{mapping / best:.2f} x",
         f"{_median(rounds, 'cpu_seconds'):.1f}",
+        f"{text_bytes / _median(rounds, 'seconds') / 1e6:.1f}",
+        f"{text_bytes / _median(rounds, 'map_seconds') / 1e6:.1f}",
         f"{max(each.memory for each in rounds) / 1e6:,.0f} MB",
         f"{rounds[0].written / 1e6:.1f} MB",
         f"{rounds[0].ids:,}",
-    )
+    ]
 
 
-def _line(cells) -> str:
-    return f"| {' | '.join(cells)} |"
+def _ratios(ours: list[Round], theirs: list[Round]) -> list[str]:
+    """How many times less A takes: seconds, seconds without B's table, CPU seconds."""
+    return [
+        f"{_median(theirs, field) / _median(ours, field):.2f} x"
+        for field in ("seconds", "map_seconds", "cpu_seconds")
+    ]
 
 
 def _median(rounds: list[Round], field: str) -> float:
@@ -319,12 +340,12 @@ def _median(rounds: list[Round], field: str) -> float:
 
 
 def _loading(stores, config) -> str:
-    lines = [_line(("loader: batch x positions", "tokens/s")), _line(["---"] * 2)]
+    rows = []
     for batch_size, length in LOADED:
         config.train.batch_size, config.data.sequence_length = batch_size, length
         rate = _tokens_per_second(stores, config)
-        lines.append(_line((f"{batch_size} x {length}", f"{rate:,.0f}")))
-    return "\n".join(lines)
+        rows.append((f"{batch_size} x {length}", f"{rate:,.0f}"))
+    return page.markdown(("loader: batch x positions", "tokens/s"), rows)
 
 
 def _tokens_per_second(stores, config) -> float:
@@ -338,17 +359,3 @@ def _tokens_per_second(stores, config) -> float:
             next(batches)
             if (seconds := time.perf_counter() - start) > LOADER_SECONDS:
                 return count * payload / seconds
-
-
-if __name__ == "__main__":
-    from pretraining import cli
-
-    cli.run(
-        main,
-        sys.modules[__name__].__doc__,
-        with_config=False,
-        corpus="a source as in config.data.corpus (default python-docs)",
-        model="an existing tokenizer as in config.tokenizer.model (default: one is trained)",
-        size="pieces of a trained one (default 8192)",
-        rounds="times each side runs (default 2)",
-    )

@@ -1,6 +1,6 @@
 """How long a start takes: to the first update, to `--help`, and to compile deep networks.
 
-    python -m experiments.speed.start [--times=3] [--output=start.md]
+    python -m experiments.speed.start [--times=3] [--output=FILE]
 
 First update: `python -m pretraining.train --config=configs/<objective>.py:tiny` as a process of its
 own in a new run folder, with a token store that is there. What is told is the sum of `time/total/*`
@@ -26,23 +26,23 @@ if __name__ == "__main__":  # --help and a mistake need not wait for the imports
         __doc__,
         with_config=False,
         times="starts of each kind, of which the median is told (default 3)",
-        output="file that the tables are written to, too",
+        output="file that is written (default: experiments/speed/measured/start.md)",
     )
 
-import importlib.metadata
+import ast
 import json
 import os
 import pathlib
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from configs import base
+from experiments.speed import page
 from pretraining import metrics
 from pretraining.config import objective_names
 from pretraining.data import cache
@@ -71,15 +71,21 @@ class Start(NamedTuple):
 
 
 def main(times: str | None, output: str | None) -> int:
-    """Prints the tables, and writes them."""
-    count = cli.number("times", times, 3, at_least=1)
-    lines = [f"- {fact}" for fact in _facts()]
-    for table in (_first_updates(count), _helps(), _depths(count)):
-        lines += ["", *_markdown(table)]
-        print("\n".join(_markdown(table)), flush=True)
-    if output:
-        pathlib.Path(output).write_text("# Time to start\n\n" + "\n".join(lines) + "\n")
+    """The command."""
+    count, path = cli.number("times", times, 3, at_least=1), page.place("start", output)
+    parts = ["# Time to start", page.origin("start", {"times": count}, ("jax", "jaxlib", "flax"))]
+    for rows in (_first_updates(count), _helps(), _depths(count)):
+        parts.append(_table(rows))
+        print(parts[-1], file=sys.stderr, flush=True)
+    page.write(path, *parts)
     return 0
+
+
+def _table(rows: Iterator[tuple]) -> str:
+    """Of a header, and of rows of words and seconds."""
+    header, *rest = rows
+    texts = [[cell if isinstance(cell, str) else f"{cell:.2f}" for cell in row] for row in rest]
+    return page.markdown(header, texts)
 
 
 # ------------------------------------------------------------------------------------ first update
@@ -136,9 +142,19 @@ def commands() -> list[str]:
     found = []
     for package in ("pretraining", "experiments"):
         for path in sorted((ROOT / package).rglob("*.py")):
-            if re.search(r"^    cli\.run\($", path.read_text(), re.M):
+            if _is_command(path.read_text()):
                 found.append(".".join(path.relative_to(ROOT).with_suffix("").parts))
     return [name.removesuffix(".__main__") for name in found]
+
+
+def _is_command(source: str) -> bool:
+    """Whether a module has an `if __name__ == "__main__":` that goes through pretraining.cli."""
+    return any(
+        isinstance(name, ast.Name) and name.id == "cli"
+        for node in ast.parse(source).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+        for name in ast.walk(node)
+    )
 
 
 # ------------------------------------------------------------------------------------------- depth
@@ -184,21 +200,3 @@ def _run(module: str, *words: str, **environment: str) -> Timed:
             said.seek(0)
             raise UserError(f"{' '.join(command)}: {said.read().decode().strip()}")
     return Timed(wall, usage.ru_utime + usage.ru_stime)
-
-
-# ------------------------------------------------------------------------------------------- tables
-
-
-def _facts() -> Sequence[str]:
-    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("jax", "jaxlib", "flax"))
-    load = f"{os.getloadavg()[1]:.1f} processes were waiting in the five minutes before"
-    return (
-        "`python -m experiments.speed.start`, which explains the columns",
-        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} CPU cores, {versions}; {load}",
-    )
-
-
-def _markdown(rows) -> list[str]:
-    head, *rest = list(rows)
-    cells = [[c if isinstance(c, str) else f"{c:.2f}" for c in row] for row in rest]
-    return [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *cells]]

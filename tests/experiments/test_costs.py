@@ -55,4 +55,20 @@ def test_the_base_is_a_point_of_every_curve():
 
 def test_an_unknown_part_is_refused(tmp_path):
     with pytest.raises(UserError, match="--part='memory': growth or kernels"):
-        costs.main("memory", None, str(tmp_path))
+        costs.main("memory", None, str(tmp_path / "page.md"))
+
+
+def test_both_parts_are_not_one_file(tmp_path):
+    with pytest.raises(UserError, match="is one page: choose --part=growth or --part=kernels"):
+        costs.main(None, None, str(tmp_path / "page.md"))
+
+
+def test_the_page_of_kernels_names_no_device_and_no_rounds(tmp_path, monkeypatch):
+    monkeypatch.setattr(costs.plan, "devices", lambda topology: [topology])
+    monkeypatch.setattr(costs, "_temporaries", lambda device, kernel, length, rows: length * rows)
+    monkeypatch.setitem(costs.PACKAGES, "kernels", ("jax",))  # libtpu need not be installed
+    costs.main("kernels", None, str(tmp_path / "page.md"))
+    text = (tmp_path / "page.md").read_text()
+    assert "`python -m experiments.speed.costs --part=kernels`" in text
+    assert "one chip of v5e:2x2" in text.replace("\n", " ")
+    assert (tmp_path / "page.svg").exists()

@@ -1,8 +1,8 @@
 """The comparison with transformers, without it: our side stands in its place."""
 
 import ast
+import math
 import pathlib
-import statistics
 import subprocess
 import sys
 
@@ -11,7 +11,7 @@ import pytest
 
 from experiments.speed import peers
 from experiments.speed.peers import Measured, Side
-from experiments.speed.sides import ours, tokens
+from experiments.speed.sides import memory, ours, tokens
 from experiments.speed.sides.worker import Task
 from pretraining import config as config_lib
 from pretraining.data import store
@@ -69,36 +69,101 @@ def test_sides_take_turns_and_are_told_of():
     first = [facts["first_loss"] for facts in measured.facts.values()]
     assert first[0] == first[1] == pytest.approx(np.log(400), rel=0.02)
 
-    text = peers.report([measured], "the command")
-    _, command, speeds, checks, notes = text.split("\n\n", 4)
-    assert command == "    the command"
-    row = cells(speeds)["MLM (BERT)"]
-    assert len(row) == speeds.split("\n")[0].count(" | ")
-    assert row[0].startswith(f"{statistics.median(measured.rates('ours')):,.0f} (")
-    assert row[2].startswith(f"{statistics.median(measured.ratios()):.2f} (")
+    speeds, checks, notes = peers.report([measured]).split("\n\n", 2)
     assert notes.startswith("2 rounds of 3 steps")
+    assert speeds == peers.table([measured])
     parameters = cells(checks)["MLM (BERT)"][3].split(" / ")
     assert parameters[0] == parameters[1]
+
+
+def a_turn(seconds, waits=(0.0, 0.0), memory=2.0**30):
+    return {"seconds": seconds, "waits": waits, "memory": memory}
+
+
+def by_hand(rounds):
+    """8 tokens and 60 FLOPs a step; a peak of 100 FLOP/s."""
+    fact = {"flops": 60.0, "parameters": 1, "first_loss": 1.0}
+    return Measured("masked_lm", 8, dict.fromkeys(rounds[0], fact), rounds, [90.0, 100.0], 0.25)
 
 
 def test_figures_by_hand():
     """8 tokens a step; ours takes 1 and 2 s a step, the two others 4 and 4 s, and 3 and 5 s."""
 
-    def turn(seconds, waits=(0.0, 0.0)):
-        return {"seconds": seconds, "waits": waits, "memory": 2**30}
-
-    rounds = [
-        {"ours": turn([1.0, 1.0], [0.25, 0.05]), "a": turn([4.0, 4.0]), "b": turn([3.0, 3.0])},
-        {"ours": turn([2.0, 2.0], [0.0, 0.0]), "a": turn([4.0, 4.0]), "b": turn([4.0, 6.0])},
-    ]
-    fact = {"flops": 60.0, "parameters": 1, "first_loss": 1.0, "versions": {}}
-    measured = Measured("masked_lm", 8, dict.fromkeys(["ours", "a", "b"], fact), rounds, [], 0.0)
+    measured = by_hand(
+        [
+            {"ours": a_turn([1, 1], [0.25, 0.05]), "a": a_turn([4, 4]), "b": a_turn([3, 3])},
+            {"ours": a_turn([2, 2]), "a": a_turn([4, 4]), "b": a_turn([4, 6])},
+        ]
+    )
     assert measured.rates("ours") == [8.0, 4.0]
     assert measured.rates("b") == [8 / 3, 8 / 5]
-    assert measured.peer() == "b"  # a median of 2.13 tokens/s against 2
-    assert measured.ratios() == pytest.approx([3.0, 2.5])
+    assert measured.fastest(["a", "b"]) == "b"  # a median of 2.13 tokens/s against 2
+    assert measured.ratios("b") == pytest.approx([3.0, 2.5])
     assert measured.data_wait("ours") == pytest.approx(0.3 / 6)
     assert measured.flops_per_s() == 60 * 6 / 8  # the median of 8 and 4 tokens/s
+
+
+def test_the_gathered_head_has_a_row_of_its_own_and_never_the_headline():
+    """8 tokens a step in 1 s (ours), 4 and 3 s (the class), and 2 s (its head gathered)."""
+    turns = {
+        "ours": a_turn([1, 1]),
+        "a": a_turn([4, 4]),
+        "b": a_turn([2, 4], memory=3 * 2.0**30),
+        peers.GATHERED: a_turn([2, 2], memory=math.nan),
+    }
+    report = peers.report([by_hand([turns])])
+    speeds, checks = (cells(part) for part in report.split("\n\n")[:2])
+    assert list(speeds) == list(checks) == ["MLM (BERT)", "MLM (BERT), its head at the labels"]
+    headline, beside = speeds.values()
+    assert headline[:3] == ["8 (8 to 8)", "3 (3 to 3)", "3.00 (3.00 to 3.00)"]
+    assert beside[:3] == ["8 (8 to 8)", "4 (4 to 4)", "2.00 (2.00 to 2.00)"]
+    assert (headline[4], headline[5], beside[5]) == ("60.0%", "1.00 / 3.00", "1.00 / unknown")
+    assert [row[0] for row in checks.values()] == ["2 (2 to 2) / 3 (3 to 3)", "4 (4 to 4)"]
+    assert checks["MLM (BERT)"][3:] == ["1 / 1", "1.00 / 1.00", "25.0%"]
+
+
+def test_the_gathered_head_is_that_of_the_class():
+    """Without dropout its loss and gradients are those of BertForMaskedLM."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from experiments.speed.sides import gathered_head, hugging_face
+
+    torch.manual_seed(0)
+    task = Task("masked_lm", "", **SMALL | {"dropout": 0.0})
+    whole, *_ = hugging_face.BUILD["masked_lm"](task)
+    rows = torch.randint(5, 400, (4, 32))
+    labels = torch.where(torch.rand(4, 32) < 0.2, rows, hugging_face.IGNORED)
+    found = []
+    for model in (whole, gathered_head.AtLabels(whole)):
+        loss = model(input_ids=rows, labels=labels)
+        found.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    assert len(found[0]) > 30
+    for expected, here in zip(*found, strict=True):
+        torch.testing.assert_close(here, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_only_masked_lm_has_the_gathered_head():
+    names = {name: [side.name for side in peers.sides("python", name)] for name in peers.TITLES}
+    assert [name for name, found in names.items() if peers.GATHERED in found] == ["masked_lm"]
+
+
+def test_a_peak_is_unknown_where_the_system_does_not_forget_one(monkeypatch):
+    def refuse(self, text):
+        raise PermissionError(13, "Permission denied")
+
+    assert memory.Peak().bytes() > 2**26
+    monkeypatch.setattr(pathlib.Path, "write_text", refuse)
+    peak = memory.Peak()
+    assert math.isnan(peak.held)
+    assert math.isnan(peak.bytes())
+
+
+def test_a_peak_is_that_from_now_on():
+    before = memory.Peak()
+    np.ones(2**25).sum()  # 256 MiB, given back
+    assert before.bytes() - before.held > 2**27
+    after = memory.Peak()
+    assert after.bytes() - after.held < 2**27
 
 
 def test_both_sides_read_the_same_tokens(tmp_path):

@@ -49,12 +49,24 @@ def test_other_ids_end_the_comparison(changes):
 def test_a_row_is_the_median_of_the_rounds_and_the_most_memory():
     ours = [a_round(seconds=2.0, memory=1)]
     theirs = [
-        a_round(seconds=seconds, map_seconds=seconds - 1, cpu_seconds=seconds, memory=memory)
+        a_round(seconds=seconds, map_seconds=seconds - 1, cpu_seconds=seconds / 2, memory=memory)
         for seconds, memory in ((9.0, 7e6), (5.0, 3e6), (4.0, 2e6))
     ]
-    cells = preparation._row("theirs", theirs, ours, text_bytes=20_000_000)
-    expected = ["9.0, 5.0, 4.0", "4.0", "5.0", "2.50 x", "2.00 x", "5.0", "7 MB", "0.0 MB", "3"]
-    assert list(cells[1:]) == expected
+    cells = preparation._row("theirs", theirs, text_bytes=20_000_000)
+    assert cells[1:] == ["9.0, 5.0, 4.0", "2.5", "4.0", "5.0", "7 MB", "0.0 MB", "3"]
+    assert preparation._ratios(ours, theirs) == ["2.50 x", "2.00 x", "2.50 x"]
+
+
+def test_only_the_side_of_the_same_ids_has_ratios(prepared):
+    slow = [a_round(seconds=6.0, map_seconds=5.0, cpu_seconds=4.0)]
+    results = {preparation.A: [a_round()], preparation.B: slow, "C": slow}
+    table = preparation._preparation(results, prepared.train[0][0]).split("\n")
+    rows = [line.strip("| ").split(" | ") for line in table]
+    assert [row[-3:] for row in rows[2:]] == [
+        ["-", "-", "-"],
+        ["3.00 x", "2.50 x", "4.00 x"],
+        ["-", "-", "-"],
+    ]
 
 
 def run_python(script):
@@ -100,7 +112,7 @@ def test_a_round_that_dies_is_told():
 def test_a_missing_package_is_named_before_anything_is_done(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="the package datasets is missing: pip install datasets"):
-        preparation.main("no such file", None, None, None)
+        preparation.main("no such file", None, None, None, None)
 
 
 def test_all_of_it_on_a_short_text(tmp_path, capsys, monkeypatch):
@@ -109,7 +121,9 @@ def test_all_of_it_on_a_short_text(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(preparation, "LOADED", ((2, 16),))
     monkeypatch.setattr(preparation, "LOADER_SECONDS", 0.1)
     (tmp_path / "text.txt").write_text("\n\n".join(TEXTS))
-    preparation.main(str(tmp_path / "text.txt"), None, "300", "1")
+    page = tmp_path / "page.md"
+    preparation.main(str(tmp_path / "text.txt"), None, "300", "1", str(page))
     printed = capsys.readouterr().out
     assert printed.count("\n| ") == (2 + 3) + (2 + 1)  # headers and rows of both tables
     assert "in 60 documents; 300 pieces" in printed
+    assert page.read_text() == printed

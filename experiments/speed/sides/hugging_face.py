@@ -7,7 +7,6 @@ ELECTRA; XLNet's has one implementation); ELECTRA samples at masked positions al
 query stream and its head on K positions alone, and no segments.
 """
 
-import importlib.metadata
 import itertools
 import os
 import pathlib
@@ -28,11 +27,12 @@ DETECTION_WEIGHT = 50.0
 IGNORED = -100  # label of a position that is not predicted
 
 
-def start(task: Task) -> Side:
-    """Model, optimizer and batches of one objective."""
+def start(task: Task, alter=lambda model: model) -> Side:
+    """Model, optimizer and batches of one objective; the model may be altered first."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
     model, collate, frame = BUILD[task.objective](task)
+    model = alter(model)
     model.train()
     parameters = list(model.parameters())  # those that are shared once
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01, fused=True)
@@ -46,10 +46,7 @@ def start(task: Task) -> Side:
         optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
-    facts = {
-        "parameters": sum(parameter.numel() for parameter in parameters),
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
-    }
+    facts = {"parameters": sum(parameter.numel() for parameter in parameters)}
     return Side(facts, lambda: next(batches), update)
 
 

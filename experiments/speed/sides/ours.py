@@ -1,6 +1,5 @@
 """The project's side of `experiments.speed.peers`: the step and the loader of a training run."""
 
-import importlib.metadata
 import pathlib
 
 import jax
@@ -57,7 +56,6 @@ def start(task: Task) -> Side:
     facts = {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "flops": flops.step_flops(config, tokens.vocabulary),
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")},
     }
     return Side(facts, take, update, lambda: flops.peak_flops(config))
 

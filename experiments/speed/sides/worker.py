@@ -6,11 +6,12 @@ a side may run under another interpreter, without anything that the project need
 
 import json
 import os
-import pathlib
 import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+from experiments.speed.sides import memory
 
 
 class Task(NamedTuple):
@@ -18,9 +19,9 @@ class Task(NamedTuple):
 
     Attributes:
       objective: its name in objectives/.
-      folder: what `peers.write_tokens` has written.
+      folder: what `tokens.write` has written.
       layers, width, heads, mlp_width: of the (discriminator's) Transformer.
-      vocabulary_size: ids, of which the first five are special (tokenizer.stand_in).
+      vocabulary_size: ids; the first five are [PAD] [UNK] [CLS] [SEP] [MASK].
       batch_size: B.
       sequence_length: L.
       dropout: of hidden vectors and of attention probabilities.
@@ -42,7 +43,7 @@ class Side(NamedTuple):
     """What a side can do.
 
     Attributes:
-      facts: told to the parent once; `parameters` (their number) and `versions` ({name: version}).
+      facts: told to the parent once: `parameters`, their number, and of our side `flops` of a step.
       take: () -> the next batch.
       update: batch -> loss; returns when the parameters are updated.
       peak: () -> FLOP/s of this machine at its best; None where nobody asks for it.
@@ -63,12 +64,12 @@ def serve(start: Callable[[Task], Side]) -> None:
     os.dup2(2, 1)  # what libraries print must not stand among the answers
     side = start(Task(**json.loads(sys.argv[1])))
     losses = [side.update(side.take()) for _ in range(WARM_UP)]
-    _forget_peak_memory()
+    peak_memory = memory.Peak()  # that of steps, not of a compiler
     _send(channel, side.facts | {"first_loss": losses[0]})
     for line in sys.stdin:
         request = json.loads(line)
         if request["do"] == "steps":
-            _send(channel, _time_steps(side, request["count"]) | {"memory": _peak_memory()})
+            _send(channel, _time_steps(side, request["count"]) | {"memory": peak_memory.bytes()})
         else:
             _send(channel, side.peak())
 
@@ -87,14 +88,3 @@ def _time_steps(side: Side, count: int) -> dict[str, list[float]]:
         side.update(batch)
         seconds.append(time.perf_counter() - start)
     return {"seconds": seconds, "waits": waits}
-
-
-def _forget_peak_memory() -> None:
-    """So that the peak is that of steps, not of a compiler (proc(5), /proc/pid/clear_refs)."""
-    pathlib.Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_memory() -> int:
-    """Bytes of this process in memory at most."""
-    status = pathlib.Path("/proc/self/status").read_text()
-    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
