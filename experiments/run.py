@@ -9,7 +9,7 @@ later (and need not be repeated), the yardstick has the figures of those tasks.
 
 With --population=N runs that differ only in seeds, learning rate, mask rate and the like train as
 one program, up to N of them, much faster where one alone leaves the device idle; what remains of
-them, and runs that fit with nobody, follow one by one.
+them, those of a program that failed, and runs that fit with nobody, follow one by one.
 
 In the folder: sweep.json, runs.csv (the table), runs/<name>/ (ordinary run folders),
 logs/<name>.log. Exit status: 0 when all runs are done, 1 when one failed, 130 and 143 after SIGINT
@@ -120,7 +120,9 @@ def main(
                 todo = [Job(n, [together.command(g)], state.log(n)) for n, g in named.items()]
                 runs = {name: [each.name for each in group] for name, group in named.items()}
                 state.follow(chosen, launch(todo), stop, runs)
-            left = [p for p in missing() if p.name not in state.failed(chosen)]
+            # Those whose population failed too: one that it broke on must not keep the others from
+            # being trained, each by itself.
+            left = missing()
             if left and not received:
                 todo = [Job(p.name, table.commands_left(p), state.log(p.name)) for p in left]
                 state.follow(chosen, launch(todo), stop)

@@ -159,6 +159,18 @@ class Checkpoints:
         if self._retires:
             self.retire()
 
+    def discard_after(self, step: int) -> None:
+        """Waits for the last save, and deletes the checkpoints newer than `step`, whole or not.
+
+        For a run that goes on from `step` although it holds newer ones: they would be taken for
+        those of the updates that it makes now.
+        """
+        self.wait()
+        if jax.process_index() == 0:
+            for newer in _steps(self._folder):
+                if newer > step:
+                    self._delete(self._folder / str(newer), newer)
+
     def retire(self) -> None:
         """Deletes what is older than the newest `keep`; no save may be under way."""
         try:
@@ -198,9 +210,12 @@ class Checkpoints:
             if path.name == str(step) and (step >= oldest or forever):
                 continue
             if step < oldest or path.name.endswith(_UNWRITTEN):
-                (path / MANIFEST).unlink(missing_ok=True)  # first: half a checkpoint is none
-                path.rmtree()
-                self._verified.discard(step)
+                self._delete(path, step)
+
+    def _delete(self, path, step: int) -> None:
+        (path / MANIFEST).unlink(missing_ok=True)  # first: half a checkpoint is none
+        path.rmtree()
+        self._verified.discard(step)
 
     def _newest(self) -> int:
         step, damage = _newest(self._folder, self._verified, known_damaged=self._damaged)

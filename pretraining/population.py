@@ -8,11 +8,13 @@ keys of `config.untraced`: seeds, learning rate and its schedule, and the knobs 
 Each has the rows and masks of its own single run exactly and its losses to float32 rounding, and an
 ordinary run folder, with which every other program works.
 
-Running the same line again resumes, bit for bit, from the newest step that all members hold. A
-member that cannot go on, because its updates are not finite or a loss spike takes it back, leaves:
-a line says so, nothing more is written in its folder, the others go on, and
-`python -m pretraining.train` with its arguments goes on with it alone. Exit status: as that of
-`pretraining.train`; 0 also where some have left, 2 where all have.
+Running the same line again resumes, bit for bit, from the newest step that all members hold; what
+one of them saved after it is deleted. A member that cannot go on, because its updates are not
+finite or a loss spike takes it back, leaves for good: a line says so, and so does a file in its
+folder, `left_population`; nothing more is written there, the others go on, in later starts too, and
+`python -m pretraining.train` with its arguments goes on with it alone, at once if need be. Exit
+status: 0 at the end, also where some have left; 2 where all have, and for a mistake or a full disk;
+143 and 130 after SIGTERM and SIGINT, which save. One process alone trains a population.
 
 Each member is charged its share of the program's time, 1 / N, so that the members' times add up;
 `time/tokens_per_s` and `time/mfu` are then those of the whole program.
@@ -71,24 +73,44 @@ def main(members: Sequence[Mapping[str, Any]]) -> int:
     age = goodput.process_age()
     configs = [each["config"] for each in members]
     folders = [run_folder.locate(each["workdir"]) for each in members]
-    _check(configs, folders)
+    check(configs, folders)
     compilation_cache.use(configs[0].data)
+    configs, folders = _without_those_that_left(configs, folders)
     with train.ending_at_sigterm(), contextlib.ExitStack() as stack:
-        for folder in folders:
-            stack.enter_context(run_folder.lock(folder))
+        held = [stack.enter_context(contextlib.ExitStack()) for _ in folders]
+        for own, folder in zip(held, folders, strict=True):
+            own.enter_context(run_folder.lock(folder))
         signs_of_life = [signs.read(folder) for folder in folders]
         share = 1 / len(folders)
         ledgers = [goodput.Ledger(age, sign, share=share) for sign in signs_of_life]
-        for folder, ledger in zip(folders, ledgers, strict=True):
-            stack.enter_context(processes.Monitor(folder, 0.0, ledger.status))
-        stack.enter_context(train.memory_errors())
-        return train_together(configs, folders, Ledgers(ledgers))
+        for own, folder, ledger in zip(held, folders, ledgers, strict=True):
+            own.enter_context(processes.Monitor(folder, 0.0, ledger.status))
+        stack.enter_context(train.memory_errors("fewer members, or what is said by "))
+        return train_together(configs, folders, held, Ledgers(ledgers))
 
 
-def train_together(configs, folders: Sequence[pathlib.Path], ledger: "Ledgers") -> int:
-    """Trains to the end, or to a signal."""
+def _without_those_that_left(configs, folders: Sequence[pathlib.Path]) -> tuple[list, list]:
+    """(configs, folders) of the members that are still members; a line for each other one.
+
+    Raises:
+      UserError: there is none.
+    """
+    present = []
+    for config, folder in zip(configs, folders, strict=True):
+        if why := run_folder.why_left(folder):
+            print(f"{folder} has left the population, train it alone: {why}", flush=True)
+        else:
+            present.append((config, folder))
+    if not present:
+        raise UserError("all members of the population have left it: train them alone")
+    configs, folders = zip(*present, strict=True)
+    return list(configs), list(folders)
+
+
+def train_together(configs, folders: Sequence[pathlib.Path], held, ledger: "Ledgers") -> int:
+    """Trains to the end, or to a signal; see `open_population`."""
     with contextlib.ExitStack() as stack:
-        population = open_population(stack, configs, folders, ledger)
+        population = open_population(stack, configs, folders, held, ledger)
         _, step, stopped = train.loop(population, [])
     finished = step == population.config.train.steps
     ledger.enter("start")
@@ -103,13 +125,18 @@ def train_together(configs, folders: Sequence[pathlib.Path], ledger: "Ledgers") 
 
 
 def open_population(
-    stack: contextlib.ExitStack, configs, folders: Sequence[pathlib.Path], ledger: "Ledgers"
+    stack: contextlib.ExitStack,
+    configs,
+    folders: Sequence[pathlib.Path],
+    held: Sequence[contextlib.ExitStack],
+    ledger: "Ledgers",
 ) -> "Population":
     """Prepares all that the loop works with; refuses what can be refused.
 
     Args:
       stack: takes what is to be closed at the end.
       configs: of the members, as written; they differ in nothing but what `config.untraced` leaves.
+      held: of each member, what is to be closed when it leaves.
     """
     configs = [init_from.adopt(*each) for each in zip(configs, folders, strict=True)]
     _, vocabulary, _ = program_lib.rehearse(init_from.with_own_tokenizer(configs[0], folders[0]))
@@ -121,22 +148,23 @@ def open_population(
 
     # -------------------------------------------------------------------------------- run folders
     members = []
-    for config, folder, program, own in zip(
-        configs, folders, programs, ledger.members, strict=True
+    for config, folder, program, own, closes in zip(
+        configs, folders, programs, ledger.members, held, strict=True
     ):
-        checkpoints = train.open_checkpoints(stack, folder, config, prepared, retires=False)
-        members.append(train.Run(folder, config, prepared, program, checkpoints, own))
+        checkpoints = train.open_checkpoints(closes, folder, config, prepared, retires=False)
+        members.append(Member(folder, config, prepared, program, checkpoints, own, held=closes))
     left: dict[int, str] = {}
     checkpoints = Checkpoints(members, left)
     if reason := apart(folders, configs[0].checkpoint.every):
         raise UserError(f"{reason}: what is behind is to be trained alone (pretraining.train)")
     start = checkpoints.newest() or 0
-    if start:
-        print(f"going on from the checkpoints of step {start}")
+    if any(map(_steps, folders)):
+        print(f"going on from step {start}, the newest that all members hold")
     for each in members:
         train.begin_folder(
             each.folder, each.config, prepared, each.program, each.checkpoints, each.ledger, start
         )
+    checkpoints.discard_after(start)
 
     # ------------------------------------------------------------------------------------ compile
     ledger.enter("compile")
@@ -160,6 +188,17 @@ def open_population(
 
 
 @dataclasses.dataclass(frozen=True)
+class Member(train.Run):
+    """An ordinary run, without an update of its own.
+
+    Attributes:
+      held: closed when the member leaves: its lock, signs of life and checkpoints.
+    """
+
+    held: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
+
+
+@dataclasses.dataclass(frozen=True)
 class Population(train.Run):
     """N runs as one: every array of the state has a leading axis [N], every figure is a list.
 
@@ -167,27 +206,34 @@ class Population(train.Run):
     with the most slots for what is predicted, see `_programs`.
 
     Attributes:
-      members: each an ordinary run, without an update of its own.
+      members: in the order of the command.
       which: [N], for each member which of the streams of rows it reads.
       left: {number of a member that cannot go on: why}; grows.
     """
 
-    members: tuple[train.Run, ...] = ()
+    members: tuple[Member, ...] = ()
     which: tuple[int, ...] = ()
     left: dict[int, str] = dataclasses.field(default_factory=dict)
 
     def begin(self, step: int) -> state_lib.State:
-        if step:
-            return self._stack([each.begin(step) for each in self.members])
-        program = self.program
+        """The states of the checkpoints of `step`, or those of step 0.
+
+        One after the other takes its place: beside them all lies one at a time.
+        """
+        program, vocabulary = self.program, self.prepared.vocabulary
         create = state_lib.jit_init(program.objective, program.optimizer, self.config, program.mesh)
-        vocabulary = self.prepared.vocabulary
-        return self._stack(
-            [
-                init_from.start(each.config, create(each.program.seeds.init), vocabulary)
-                for each in self.members
-            ]
-        )
+        where = jax.tree.map(lambda leaf: leaf.sharding, program.state)
+        place = jax.jit(_with_member, donate_argnums=0, out_shardings=where)
+        state = jax.jit(lambda: _zeros(program.state), out_shardings=where)()
+
+        def own(member: Member) -> state_lib.State:
+            if step:
+                return member.begin(step)
+            return init_from.start(member.config, create(member.program.seeds.init), vocabulary)
+
+        for number, each in enumerate(self.members):
+            state = place(state, own(each), number)
+        return state
 
     def batches(self, step: int, rewinds: list[dict]) -> "Streams":
         readers = [self.members[self.which.index(n)] for n in range(max(self.which) + 1)]
@@ -208,29 +254,35 @@ class Population(train.Run):
         return Lines(lines, self)
 
     def save(self, step: int, state: state_lib.State) -> None:
+        """Starts to write the checkpoints of `step`, each as that of a single run.
+
+        At most one member's state lies on the devices beside those of all.
+        """
         self.checkpoints.wait()
-        parts = _unstack(state, len(self.members))
-        for number, (each, part) in enumerate(zip(self.members, parts, strict=True)):
+        for number, each in enumerate(self.members):
             if number not in self.left:
-                each.save(step, part)
+                each.save(step, self._cut_out(state, number))
+
+    @functools.cached_property
+    def _cut_out(self) -> Callable[[state_lib.State, int], state_lib.State]:
+        """(states [N], number) -> the state of one member, which lies as in a single run."""
+        where = jax.tree.map(lambda leaf: leaf.sharding, self.members[0].program.state)
+        return jax.jit(_member, out_shardings=where)
 
     def leave(self, number: int, reason: Exception) -> None:
-        """Takes a member that cannot go on out.
+        """Takes a member that cannot go on out, for good; its folder is free for others.
 
         Raises:
-          UserError: it was the last one.
+          UserError: it was the last one, or its last checkpoint could not be written.
         """
         why = str(reason) if isinstance(reason, UserError) else f"a loss spike at step {reason}"
         self.left[number] = why
-        folder = self.members[number].folder
-        print(f"{folder} leaves the population, train it alone: {why}", flush=True)
+        member = self.members[number]
+        run_folder.mark_left(member.folder, why)
+        print(f"{member.folder} leaves the population, train it alone: {why}", flush=True)
+        member.held.close()
         if len(self.left) == len(self.members):
             raise UserError(f"no member of the population can go on; the last one: {why}")
-
-    def _stack(self, states: Sequence[state_lib.State]) -> state_lib.State:
-        where = jax.tree.map(lambda leaf: leaf.sharding, self.program.state)
-        stack = lambda *states: jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        return jax.jit(stack, out_shardings=where)(*states)
 
 
 class Streams:
@@ -254,7 +306,7 @@ class Lines:
         self._lines, self._population = lines, population
 
     def stepped(self) -> None:
-        for each in self._lines:
+        for each in self._present():
             each.stepped()
 
     def write(self, step: int, figures: dict, rows, evaluation: dict) -> dict[str, float]:
@@ -267,18 +319,23 @@ class Lines:
             try:
                 written.append(each.write(step, own, rows[which[number]], evaluated))
             except (UserError, guard_lib.Spike) as reason:
+                each.close()
                 self._population.leave(number, reason)
         if not all(written):  # some had a line of their own, because of an unusual update
             return {}
         return {key: statistics.fmean(line[key] for line in written) for key in written[0]}
 
     def sync(self) -> None:
-        for each in self._lines:
+        for each in self._present():
             each.sync()
 
     def close(self) -> None:
-        for each in self._lines:
+        for each in self._present():
             each.close()
+
+    def _present(self) -> list[report_lib.Lines]:
+        left = self._population.left
+        return [each for number, each in enumerate(self._lines) if number not in left]
 
 
 class Checkpoints:
@@ -299,6 +356,15 @@ class Checkpoints:
             places = [each.folder / run_folder.CHECKPOINTS for each in self._members]
             steps = [checkpoint.newest(place, at_most=least) or 0 for place in places]
         return steps[0] or None
+
+    def discard_after(self, step: int) -> None:
+        """Deletes what some hold beyond `step`.
+
+        Otherwise it would count as one of the newest ones to keep, and the step that all hold would
+        go too early; and updates would be made that its member takes for done.
+        """
+        for each in self._present():
+            each.discard_after(step)
 
     def raise_failure(self) -> None:
         for each in self._present():
@@ -359,13 +425,17 @@ def _own(figures: Mapping[str, Any], number: int) -> dict[str, Any]:
     return {name: v[number] if _is_list(v) else v for name, v in figures.items()}
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _unstack(state: state_lib.State, count: int) -> list[state_lib.State]:
-    return [_member(state, number) for number in range(count)]
-
-
 def _member(tree: Any, number: int | jax.Array) -> Any:
     return jax.tree.map(lambda x: x[number], tree, is_leaf=_is_list)
+
+
+def _with_member(states: state_lib.State, own: state_lib.State, number: int | jax.Array) -> Any:
+    """The states [N] of which that of member `number` is `own`."""
+    return jax.tree.map(lambda all_, one: all_.at[number].set(one), states, own)
+
+
+def _zeros(abstract: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract)
 
 
 # -------------------------------------------------------------------------------- the one program
@@ -386,7 +456,7 @@ class Functions:
     def __init__(self, config, programs: Sequence[program_lib.Program], which: Sequence[int]):
         self._config, self._programs, self._which = config, programs, which
         self._numbers = jnp.arange(len(programs))
-        self._lead = programs[0]  # all have the same static parts
+        self._static = programs[0].objective  # but for schedule and evaluation knobs that of all
 
     def update(self, state, rows, seeds) -> tuple[state_lib.State, dict[str, jax.Array]]:
         """(state [N], streams of rows [S, B], seeds [N]) -> (state [N], metrics [N])."""
@@ -410,7 +480,7 @@ class Functions:
     def _objective(self, number: jax.Array):
         objectives = [each.objective for each in self._programs]
         knobs = [_float32(each.evaluation_knobs) for each in objectives]
-        return self._lead.objective._replace(
+        return self._static._replace(
             schedule=self._switch(number, [each.schedule for each in objectives]),
             evaluation_knobs=_member(jax.tree.map(lambda *x: jnp.stack(x), *knobs), number),
         )
@@ -425,7 +495,23 @@ def _float32(tree: Any) -> Any:
 
 
 def _programs(configs, vocabulary) -> tuple[int, list[program_lib.Program]]:
-    """The program of each member alone, with the static parts of one of them, and whose they are.
+    """The program of each member alone, with the static parts of one of them, see `_lead`."""
+    lead, objectives = _lead(configs, vocabulary)
+    program = program_lib.build(configs[lead], vocabulary)
+    return lead, [
+        program._replace(
+            objective=program.objective._replace(
+                schedule=objective.schedule, evaluation_knobs=objective.evaluation_knobs
+            ),
+            learning_rate=optimizer_lib.schedule(config.optimizer, config.train.steps),
+            seeds=random.seeds(config),
+        )
+        for objective, config in zip(objectives, configs, strict=True)
+    ]
+
+
+def _lead(configs, vocabulary) -> tuple[int, list]:
+    """Whose static parts are those of the program, and the objectives.
 
     It is the one whose examples are the largest: slots for what is predicted that another one does
     not fill have no weight.
@@ -439,17 +525,7 @@ def _programs(configs, vocabulary) -> tuple[int, list[program_lib.Program]]:
     lead = int(np.argmax(sizes))
     for number, example in enumerate(examples):
         _check_example(example, examples[lead], configs[number], configs[lead])
-    program = program_lib.build(configs[lead], vocabulary)
-    return lead, [
-        program._replace(
-            objective=program.objective._replace(
-                schedule=objective.schedule, evaluation_knobs=objective.evaluation_knobs
-            ),
-            learning_rate=optimizer_lib.schedule(config.optimizer, config.train.steps),
-            seeds=random.seeds(config),
-        )
-        for objective, config in zip(objectives, configs, strict=True)
-    ]
+    return lead, objectives
 
 
 def _example(objective, config) -> Any:
@@ -499,14 +575,16 @@ def _streams(configs) -> tuple[int, ...]:
 def apart(folders: Sequence[pathlib.Path], every: int) -> str:
     """Why these runs cannot go on together; "" = they can.
 
-    They can unless one has gone back from a spike, to read other rows, or is more than one save,
-    `every` steps, beyond the newest step that all of them hold: so are none that were killed in the
-    middle of a save, and a run that has left stays behind.
+    They can unless one has left a population, has gone back from a spike, to read other rows, or is
+    more than one save, `every` steps, beyond the newest step that all of them hold: so are none
+    that were killed in the middle of a save.
     """
     for folder in folders:
+        if why := run_folder.why_left(folder):
+            return f"{folder} has left a population: {why}"
         if guard_lib.read_rewinds(folder):
             return f"{folder} has gone back from a loss spike"
-    held = [{0, *checkpoint.sealed(folder / run_folder.CHECKPOINTS)} for folder in folders]
+    held = [{0, *_steps(folder)} for folder in folders]
     common, newest = max(set.intersection(*held)), [max(steps) for steps in held]
     if max(newest) - common <= every:
         return ""
@@ -517,16 +595,31 @@ def apart(folders: Sequence[pathlib.Path], every: int) -> str:
     )
 
 
-def _check(configs, folders: Sequence[pathlib.Path]) -> None:
-    """Refuses members that one program cannot train."""
+def _steps(folder: pathlib.Path) -> list[int]:
+    """Those of which a run holds a checkpoint."""
+    return checkpoint.sealed(folder / run_folder.CHECKPOINTS)
+
+
+def check(configs, folders: Sequence[pathlib.Path]) -> None:
+    """Refuses members that one program cannot train.
+
+    Args:
+      configs: as written.
+
+    Raises:
+      UserError: what they differ in, or a value that is out of range.
+    """
     if len(set(folders)) < len(folders):
         raise UserError("--workdir: two members of a population have the same folder")
     for config in configs:
         config_lib.validate(config)
-    objective = config_lib.build_objective(
-        config_lib.without_epochs(configs[0]), tokenizer.stand_in(configs[0].tokenizer.size)
-    )
-    knobs = program_lib.knobs(objective)
+        if config.log.wandb:  # of which a process has one run at a time
+            raise UserError(
+                f"config.log.wandb={config.log.wandb!r}: members of a population write to no W&B"
+            )
+    vocabulary = tokenizer.stand_in(configs[0].tokenizer.size)
+    first = config_lib.build_objective(config_lib.without_epochs(configs[0]), vocabulary)
+    knobs = program_lib.knobs(first)
     alike = [config_lib.untraced(config, knobs) for config in configs]
     for other, folder in zip(alike, folders, strict=True):
         for key in sorted(alike[0] | other):
@@ -536,6 +629,7 @@ def _check(configs, folders: Sequence[pathlib.Path]) -> None:
                     f"{alike[0].get(key)!r} and {other.get(key)!r}; members may differ in seeds, "
                     f"in the learning rate and its schedule, and in {', '.join(knobs)}"
                 )
+    _lead([config_lib.without_epochs(config) for config in configs], vocabulary)
 
 
 def _check_example(example, largest, config, lead) -> None:

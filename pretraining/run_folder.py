@@ -1,7 +1,7 @@
 """A run folder: what identifies a run, and the refusal to mix two of them.
 
 `config.json` (durations resolved to steps), `vocabulary/`, `provenance.jsonl` (one line per start),
-`metrics.jsonl`, `tensorboard/`, `checkpoints/<step>/`.
+`metrics.jsonl`, `tensorboard/`, `checkpoints/<step>/`; `left_population`, see population.py.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ CONFIG, PROVENANCE, VOCABULARY, CHECKPOINTS = (
     "vocabulary",
     "checkpoints",
 )
+LEFT = "left_population"  # says why, in a run that a population goes on without
 _PACKAGES = (
     "jax",
     "jaxlib",
@@ -94,6 +95,17 @@ def stored_config(folder: pathlib.Path):
         return config_lib.from_json(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from None
+
+
+def mark_left(folder: pathlib.Path, reason: str) -> None:
+    """Notes that a population goes on without this run from now on, whatever becomes of it."""
+    write_atomically(folder / LEFT, reason + "\n")
+
+
+def why_left(folder: pathlib.Path) -> str:
+    """What `mark_left` noted; "" = the run has left no population."""
+    path = folder / LEFT
+    return path.read_text().strip() if path.exists() else ""
 
 
 def check_same_run(folder: pathlib.Path, config, vocabulary, data_fingerprint: str) -> None:

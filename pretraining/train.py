@@ -300,8 +300,8 @@ def _due(step: int, every: int) -> bool:
 
 
 @contextlib.contextmanager
-def memory_errors() -> Iterator[None]:
-    """One line where a device has too little memory."""
+def memory_errors(instead: str = "") -> Iterator[None]:
+    """One line where a device has too little memory; `instead` is what to try first."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -309,6 +309,7 @@ def memory_errors() -> Iterator[None]:
             raise
         raise UserError(
             f"the device's memory is too small: {str(error).splitlines()[0]}; what to change: "
+            f"{instead}"
             "python -m pretraining.plan --topology=here and the same --config"
         ) from error
 

@@ -1,8 +1,11 @@
 """A population: each member is its own single run, whatever happens to the others."""
 
+import contextlib
+import json
 import re
 import shutil
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from pretraining import benchmark, checkpoint, cli, metrics, population, run_folder, train
+from pretraining import benchmark, checkpoint, cli, goodput, population, run_folder, signs
 from pretraining import config as config_lib
 from pretraining import guard as guard_lib
 from pretraining import program as program_lib
@@ -99,6 +102,24 @@ def test_each_member_reads_the_rows_masks_and_labels_of_its_own_single_run(objec
                 np.testing.assert_allclose(figures[name][number], single[name], rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_scheduled_knobs_are_those_of_the_single_run_bit_for_bit(kind):
+    """A rate is rounded to whole tokens: where it lies on a tie, its last bit decides a mask."""
+    rates = {"objective.mask_rate": 0.2, "objective.mask_rate_final": 0.5, "train.steps": 10_000}
+    rising = rates | {"objective.mask_rate_schedule": kind}
+    configs = make_configs("masked_lm", [{"train.steps": 10_000}, rising])
+    lead, programs = population._programs(configs, VOCABULARY)
+    functions = population.Functions(configs[lead], programs, (0, 0))
+    knobs = lambda number, step: functions._objective(number).schedule(step)
+    together = jax.jit(lambda steps: jax.vmap(knobs)(jnp.arange(2), steps))
+    alone = [jax.jit(own.objective.schedule) for own in programs]
+    steps = np.arange(10_000, dtype=np.int32)
+    both = stack([jax.device_get(together(np.stack([step, step]))) for step in steps])
+    for number, own in enumerate(alone):
+        for name, wanted in stack([jax.device_get(own(step)) for step in steps]).items():
+            np.testing.assert_array_equal(both[name][:, number], wanted)
+
+
 def stack(trees):
     return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
@@ -148,7 +169,7 @@ class FakeLines:
     """A line for every step, until something happens."""
 
     def __init__(self, end=99, reason=None):
-        self.end, self.reason, self.written = end, reason, []
+        self.end, self.reason, self.written, self.closed = end, reason, [], 0
 
     def write(self, step, figures, rows, evaluation):
         if step == self.end:
@@ -156,18 +177,33 @@ class FakeLines:
         self.written.append((step, figures["loss"], rows, evaluation.get("eval/loss")))
         return figures
 
+    def close(self):
+        self.closed += 1
 
-def make_population(folders, left=None):
-    members = tuple(train.Run(folder, None, None, None, None, None) for folder in folders)
-    fields = [None] * 9
-    return population.Population(*fields, members, (0, 1, 0)[: len(folders)], left or {})
+
+def make_population(members, left):
+    """Of members, that work on no data."""
+    nothing = dict.fromkeys(("folder", "config", "prepared", "program", "ledger"))
+    checkpoints = population.Checkpoints(members, left)
+    which = (0, 1, 0)[: len(members)]
+    return population.Population(
+        **nothing, checkpoints=checkpoints, members=tuple(members), which=which, left=left
+    )
+
+
+def make_member(folder, **fields):
+    folder.mkdir(exist_ok=True)
+    nothing = dict.fromkeys(("config", "prepared", "program", "checkpoints", "ledger"))
+    return population.Member(**{**nothing, "folder": folder, **fields})
 
 
 def test_a_member_that_cannot_go_on_leaves_and_the_others_go_on(tmp_path, capsys):
     spike = guard_lib.Spike(3, {})
     each = [FakeLines(), FakeLines(2, UserError("update 2 is not finite")), FakeLines(3, spike)]
-    whole = make_population([tmp_path / name for name in "abc"])
-    lines = population.Lines(each, whole)
+    members, freed = [make_member(tmp_path / name) for name in "abc"], []
+    for member in members:
+        member.held.callback(freed.append, member.folder.name)
+    lines = population.Lines(each, make_population(members, {}))
     for step in (1, 2, 3, 4):
         figures = {"loss": [float(step), 7.0, step + 2.0]}
         mean = lines.write(step, figures, ["rows", "other rows"], {"eval/loss": [1, 2, 3]})
@@ -178,6 +214,11 @@ def test_a_member_that_cannot_go_on_leaves_and_the_others_go_on(tmp_path, capsys
     out = capsys.readouterr().out
     assert f"{tmp_path / 'b'} leaves the population, train it alone: update 2 is not" in out
     assert f"{tmp_path / 'c'} leaves the population, train it alone: a loss spike at step 3" in out
+    assert freed == ["b", "c"]  # at once: it may go on alone
+    assert run_folder.why_left(tmp_path / "b") == "update 2 is not finite"
+    assert not run_folder.why_left(tmp_path / "a")
+    lines.close()
+    assert [own.closed for own in each] == [1, 1, 1]
     each[0].end, each[0].reason = 5, UserError("update 5 is not finite")
     with pytest.raises(UserError, match=r"no member .* can go on; the last one: update 5 is"):
         lines.write(5, {"loss": [1.0] * 3}, ["", ""], {})
@@ -224,6 +265,30 @@ def test_members_whose_examples_have_other_fields_are_refused():
     told = "one program: objective.backward_fraction: 0.25 -> 0.0$"
     with pytest.raises(UserError, match=f"examples differ cannot train in {told}"):
         population._programs(configs, VOCABULARY)
+
+
+def test_a_tracker_of_one_run_in_a_process_is_refused(never_compile, monkeypatch, tmp_path):
+    monkeypatch.setattr("pretraining.metrics.check", lambda config: None)
+    tracked = bench.SMALL | {"log.wandb": "project"}
+    words = populations.words({"a": tracked, "b": tracked | {"seed.init": 1}}, tmp_path)
+    with pytest.raises(UserError, match="config.log.wandb='project': members of a population"):
+        start(words[3:])
+
+
+def test_members_that_have_left_are_named_and_left_out(never_compile, tmp_path, capsys):
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+    run_folder.mark_left(folders[0], "update 2 is not finite")
+    present = population._without_those_that_left(["one", "other"], folders)
+    assert present == (["other"], folders[1:])
+    told = f"{folders[0]} has left the population, train it alone: update 2 is not finite\n"
+    assert capsys.readouterr().out == told
+    assert population.apart(folders, 5).startswith(f"{folders[0]} has left a population: update 2")
+    run_folder.mark_left(folders[1], "a loss spike at step 3")
+    words = populations.words({"a": bench.SMALL, "b": bench.SMALL | {"seed.init": 1}}, tmp_path)
+    with pytest.raises(UserError, match="all members of the population have left it"):
+        start(words[3:])
 
 
 def test_a_folder_is_that_of_one_member(never_compile, tmp_path):
@@ -292,7 +357,9 @@ def members(small_overrides):
 def together(members, tmp_path_factory):
     """A population that nothing disturbs."""
     folder = tmp_path_factory.mktemp("together")
+    began = time.monotonic()
     populations.complete(populations.words(members, folder))
+    (folder / "wall_s").write_text(json.dumps(time.monotonic() - began))
     return folder
 
 
@@ -331,12 +398,19 @@ def assert_alike(folder, single):
 
 
 def test_times_of_members_are_shares_that_add_up(together):
-    wall = [metrics.read(together / name / metrics.FILE)[-1] for name in MEMBERS]
-    seconds = [sum(v for k, v in line.items() if k.startswith("time/total/")) for line in wall]
+    """Nothing that was charged has been twice: else their sum would be as many times as long."""
+    lines = [running.lines_of(together / name) for name in MEMBERS]
+    wall = json.loads((together / "wall_s").read_text())
+    total = lambda line: sum(v for k, v in line.items() if k.startswith("time/total/"))
+    seconds = [total(own[-1]) for own in lines]
+    assert wall / 2 < sum(seconds) < wall
     assert max(seconds) - min(seconds) < 0.1 * max(seconds)
-    for line in wall:
-        tokens = 16 * 29 / line["time/step_s"]  # of a member, while it had the program
-        assert line["time/tokens_per_s"] == pytest.approx(tokens)
+    for own in lines:
+        of_updates = own[-1]["time/total/step"] + own[-1]["time/total/data_wait"]
+        assert sum(line["time/step_s"] for line in own) == pytest.approx(of_updates, rel=0.1)
+        for line in own:
+            tokens = 16 * 29 / line["time/step_s"]  # of a member, while it had the program
+            assert line["time/tokens_per_s"] == pytest.approx(tokens)
 
 
 def test_killed_in_the_middle_of_a_save_it_ends_as_undisturbed(members, together, alone, tmp_path):
@@ -356,54 +430,120 @@ def test_killed_in_the_middle_of_a_save_it_ends_as_undisturbed(members, together
     assert_alike(tmp_path / name, alone / name)  # any member goes on alone
     assert bench.starting_steps(tmp_path / name) == [0, max(sealed(name))]
 
+    with running.running([populations.words(members, folder)], devices=1) as started:
+        running.wait_for_line(started, folder / "rising", start + 1)
+        started[0].send_signal(signal.SIGTERM)
+        stopped = running.finish(started[0])
+    assert stopped.status == 128 + signal.SIGTERM, stopped.err[-2000:]
+    assert f"going on from step {start}, the newest that all members hold" in stopped.out
+    (at,) = sealed("usual") - {0}
+    assert start < at < STEPS
+    assert [sealed(name) for name in members] == [{0, at}] * len(members)
+
     populations.complete(populations.words(members, folder))
     for name in members:
         assert bench.differences(folder / name, together / name, STEPS) == []
-        assert bench.starting_steps(folder / name) == [0, start]
+        assert bench.starting_steps(folder / name) == [0, start, at]
         assert sealed(name) == {0, STEPS}
 
 
-def test_a_step_that_all_hold_is_kept_until_the_next_one_is_whole_in_all(tmp_path):
-    """With keep=1, which would delete it as soon as one has the next."""
+class Saved:
+    """A population of a and b that saves, with keep=1, which deletes a step as soon as it may."""
 
-    def opened():
-        found = []
+    def __init__(self, folder):
+        self._folder = folder
+        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        state = {"x": jax.ShapeDtypeStruct((2,), np.float32, sharding=one)}
+        self._program = program_lib.Program(None, None, None, None, state, None)
+
+    @contextlib.contextmanager
+    def opened(self, start):
+        """As `open_population` does; it is to go on from `start`."""
+        members = []
         for name in "ab":
-            place = tmp_path / name / run_folder.CHECKPOINTS
+            (self._folder / name).mkdir(exist_ok=True)
+            place = self._folder / name / run_folder.CHECKPOINTS
             own = checkpoint.Checkpoints(place, keep=1, retires=False)
-            found.append(train.Run(tmp_path / name, None, None, None, own, None))
-        return population.Checkpoints(found, {}), found
+            fields = {"program": self._program, "checkpoints": own, "ledger": goodput.Ledger()}
+            members.append(make_member(self._folder / name, **fields))
+        whole = make_population(members, {})
+        assert (whole.checkpoints.newest() or 0) == start
+        whole.checkpoints.discard_after(start)
+        yield whole
+        for member in members:
+            member.checkpoints.close()
 
-    def save(step, runs):
-        for run in runs:
-            run.checkpoints.save(step, {"x": jnp.full(2, step)})
+    def save(self, whole, step):
+        whole.save(step, {"x": jnp.full((2, 2), jnp.float32(step))})
 
-    def held():
-        places = [tmp_path / name / run_folder.CHECKPOINTS for name in "ab"]
-        return [checkpoint.sealed(place) for place in places]
+    def held(self):
+        return [checkpoint.sealed(self._folder / name / run_folder.CHECKPOINTS) for name in "ab"]
 
-    both, runs = opened()
-    assert both.newest() is None
-    save(1, runs)
-    both.wait()
-    save(2, runs[:1])
-    runs[0].checkpoints.wait()  # killed here
-    assert held() == [[1, 2], [1]]
-    both, runs = opened()
-    assert both.newest() == 1
-    save(2, runs)
-    both.wait()
-    assert held() == [[2], [2]]
-    assert both.newest() == 2
-    for run in runs:
-        run.checkpoints.close()
+    def kill_between(self, start, step):
+        """Killed after a has the checkpoint of `step`, before b has it."""
+        with self.opened(start) as whole:
+            self.save(whole, step)
+            for member in whole.members:
+                member.checkpoints.wait()
+        (self._folder / "b" / run_folder.CHECKPOINTS / str(step) / MANIFEST).unlink()
+        assert self.held() == [[start, step], [start]]
 
 
-def test_a_diverging_member_leaves_and_the_signal_is_obeyed(members, together, tmp_path):
+@pytest.fixture
+def saved(tmp_path):
+    saved = Saved(tmp_path)
+    with saved.opened(0) as whole:
+        saved.save(whole, 200)
+        whole.checkpoints.wait()
+    assert saved.held() == [[200], [200]]
+    return saved
+
+
+def test_a_step_that_all_hold_is_kept_until_the_next_one_is_whole_in_all(saved):
+    saved.kill_between(200, 250)
+    with saved.opened(200) as whole:
+        saved.save(whole, 250)
+        whole.checkpoints.wait()
+    assert saved.held() == [[250], [250]]
+
+
+def test_killed_in_a_save_and_then_stopped_by_a_signal_all_hold_the_step_of_that(saved):
+    saved.kill_between(200, 250)
+    with saved.opened(200) as whole:
+        saved.save(whole, 230)
+        whole.checkpoints.wait()
+    assert saved.held() == [[230], [230]]
+
+
+def test_killed_in_two_saves_there_is_still_a_step_that_all_hold(saved):
+    saved.kill_between(200, 250)
+    saved.kill_between(200, 250)
+    with saved.opened(200):
+        assert saved.held() == [[200], [200]]
+
+
+def test_each_is_saved_as_itself(saved):
+    with saved.opened(200) as whole:
+        whole.save(210, {"x": jnp.array([[1.0, 2.0], [3.0, 4.0]])})
+        for member, wanted in zip(whole.members, ([1, 2], [3, 4]), strict=True):
+            assert member.checkpoints.restore(210, member.program.state)["x"].tolist() == wanted
+
+
+def test_a_diverging_member_leaves_for_good_and_the_others_resume(members, together, tmp_path):
     diverging = {"optimizer.learning_rate": 1e30, "optimizer.warmup": 9}
     both = {"usual": members["usual"], "diverging": members["usual"] | diverging}
-    ended = populations.complete(populations.words(both, tmp_path))
+    words = [*populations.words(both, tmp_path)]
+    with running.running([words], devices=1) as started:
+        running.wait_for_line(started, tmp_path / "usual", SAVE_EVERY + 2)
+        started[0].send_signal(signal.SIGTERM)
+        ended = running.finish(started[0])
+    assert ended.status == 128 + signal.SIGTERM, ended.err[-2000:]
     assert "diverging leaves the population, train it alone: update" in ended.out
+    assert signs.read(tmp_path / "diverging")["step"] <= SAVE_EVERY  # no sign of life since
+    (at,) = checkpoint.sealed(tmp_path / "usual" / run_folder.CHECKPOINTS)
+    ended = populations.complete(words)
+    assert "diverging has left the population, train it alone: update" in ended.out
+    assert bench.starting_steps(tmp_path / "usual") == [0, at]
     assert checkpoint.sealed(tmp_path / "diverging" / run_folder.CHECKPOINTS) == []
     lines = running.lines_of(tmp_path / "usual")
     wanted = running.lines_of(together / "usual")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from experiments.running import table
 from experiments.running.planned import Planned
 from pretraining import config as config_lib
+from pretraining.errors import UserError
 
 Group = list[Planned]
 
@@ -13,7 +14,7 @@ Group = list[Planned]
 def populations(planned: Sequence[Planned], most: int) -> list[Group]:
     """Runs that one program can train, from 2 to `most` in each group; the others are left out.
 
-    They differ in nothing but what a program traces, and are as far as each other.
+    One program does not refuse them, and they are as far as each other.
     """
     groups: list[Group] = []
     for each in planned:
@@ -48,10 +49,15 @@ def describe(groups: Sequence[Group]) -> str:
 def _fits(run: Planned, group: Group) -> bool:
     from pretraining import population  # what it imports takes seconds
 
-    if _shared(run) != _shared(group[0]):
+    if _shared(run) != _shared(group[0]):  # what most differ in is found without a rehearsal
+        return False
+    configs, folders = zip(*[(each.config, each.folder) for each in [*group, run]], strict=True)
+    try:
+        population.check(configs, folders)
+    except UserError:
         return False
     every = config_lib.without_epochs(run.config).checkpoint.every
-    return not population.apart([each.folder for each in [*group, run]], every)
+    return not population.apart(folders, every)
 
 
 def _shared(run: Planned) -> dict:

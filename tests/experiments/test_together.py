@@ -9,7 +9,7 @@ from experiments import run
 from experiments.running import planned as planned_lib
 from experiments.running import together
 from pretraining import config as config_lib
-from pretraining import guard
+from pretraining import guard, run_folder
 from pretraining.errors import UserError
 from pretraining.manifest import MANIFEST
 from tests import running
@@ -73,6 +73,34 @@ def test_runs_go_together_that_are_as_far_as_each_other(save, tmp_path):
     assert names(together.populations(planned, 9)) == [["a", "b"], ["e", "f"]]
 
 
+def test_who_has_left_a_population_and_who_is_refused_by_it_stays_alone(save, tmp_path):
+    planned = [make(name, tmp_path, **{"seed.init": n}) for n, name in enumerate("abc")]
+    planned[0].folder.mkdir()
+    run_folder.mark_left(planned[0].folder, "update 2 is not finite")
+    assert names(together.populations(planned, 9)) == [["b", "c"]]
+    tracked = [make(name, tmp_path, **{"log.wandb": "project"}) for name in "de"]
+    assert together.populations(tracked, 9) == []
+    wrong = make("f", tmp_path, **{"objective.random_fraction": 3.0})
+    assert names(together.populations([wrong, *planned], 9)) == [["b", "c"]]
+
+
+def test_runs_whose_examples_have_other_fields_do_not_go_together(tmp_path, monkeypatch):
+    """Without any backward row an example of permutation_lm does not say which way it is read."""
+    monkeypatch.chdir(running.ROOT)
+
+    def of(name, share):
+        recipe, own = "configs/permutation_lm.py:tiny", {"objective.backward_fraction": share}
+        run_, cost = (
+            planned_lib.Run(name, 0, recipe, own),
+            planned_lib.Cost(500, 1, 1.0, 1.0, ("backward_fraction",)),
+        )
+        config = config_lib.load(recipe, own)
+        return planned_lib.Planned(run_, own, tmp_path / name, config, "", "", {}, cost)
+
+    planned = [of("none", 0.0), of("some", 0.25), of("half", 0.5)]
+    assert names(together.populations(planned, 9)) == [["some", "half"]]
+
+
 def test_the_command_is_that_of_all_members(save, tmp_path):
     group = [make("a", tmp_path), make("b", tmp_path, **{"seed.init": 1})]
     assert together.name(group) == "a-seed0+1"
@@ -124,14 +152,15 @@ def test_who_leaves_goes_on_alone_and_yardsticks_follow(question, tmp_path):
     assert logs == ["a-seed0+2.log", *[f"{name}-seed0.log" for name in "abcd"]]
 
 
-def test_a_population_that_fails_is_told_once_and_run_again(question, tmp_path, capsys):
+def test_the_members_of_a_population_that_fails_are_run_one_by_one(question, tmp_path, capsys):
     (question / "b-seed0").write_text("fails")
     assert go(question, tmp_path, population="8") == 1
     out, err = capsys.readouterr()
-    assert out == "4 runs: 2 done, 2 failed (b-seed0, d-seed0)\n"
-    assert err.count("failed with exit status") == 1
+    assert out == "4 runs: 3 done, 1 failed (b-seed0)\n"
+    assert err.count("failed with exit status") == 2
     assert f"a-seed0+2 failed with exit status 1; the end of {tmp_path}/R/logs/a-seed0+2" in err
-    assert statuses(tmp_path) == ["done", "failed", "done", "failed"]
+    assert f"b-seed0 failed with exit status 1; the end of {tmp_path}/R/logs/b-seed0.log" in err
+    assert statuses(tmp_path) == ["done", "failed", "done", "done"]
     (question / "b-seed0").unlink()
     assert go(question, tmp_path, population="8") == 0
     assert statuses(tmp_path) == ["done"] * 4
