@@ -15,7 +15,7 @@ from experiments.running.launchers import Job, Snapshot
 from pretraining.errors import UserError
 from pretraining.files import write_atomically
 
-TASKS = "tasks.json"  # {name of a run: {"id": number, "commands"}}, of the newest task
+TASKS = "tasks.json"  # {name of a job: {"id": number, "commands"}}, of the newest task
 _POLL_S = {"slurm": 5.0, "local": 0.5}
 _SAVING_S = 300  # between the signal before the end of a task's time and that end
 _STARTS = 1000  # of a task that has come to the end of its time
@@ -155,20 +155,36 @@ def _words(job: Job) -> list[list[str]]:
 def _attach(jobs: Sequence[Job], folder: pathlib.Path, cluster: str) -> dict[str, Any]:
     """The tasks of an earlier start that have not ended and end with the commands of their job.
 
-    Any other that has not ended is cancelled, and waited for: it writes to the folder of its run.
+    Any other that writes to the folder of a run of these jobs, and has not ended, is cancelled and
+    waited for. What a task was called says little: a population is called after its members.
     """
     submitit, known = _submitit(), _known(folder)
     kind = {"slurm": submitit.SlurmJob, "local": submitit.LocalJob}[cluster]
-    found = {j.name: kind(folder, known[j.name]["id"]) for j in jobs if j.name in known}
-    same = {j.name for j in jobs if j.name in known and _ends_with(known[j.name]["commands"], j)}
-    kept = {name: task for name, task in found.items() if _goes_on(task) and name in same}
+    touching = {
+        task["id"]: (kind(folder, task["id"]), task["commands"])
+        for name, task in known.items()
+        if any(name == j.name or _folders(task["commands"]) & _folders(j.commands) for j in jobs)
+    }
+    kept = {
+        j.name: task
+        for task, commands in touching.values()
+        for j in jobs
+        if _ends_with(commands, j) and _goes_on(task)
+    }
+    own = {task.job_id for task in kept.values()}
     # One that SLURM does not know is cancelled as well: it may not know it yet.
-    others = [task for name, task in found.items() if name not in kept and not task.done()]
+    others = [task for number, (task, _) in touching.items() if number not in own]
+    others = [task for task in others if not task.done()]
     for task in others:
         task.cancel(check=False)
     while any(map(_goes_on, others)):
         time.sleep(_POLL_S[cluster])
     return kept
+
+
+def _folders(commands: Sequence[Sequence[str]]) -> set[str]:
+    """The run folders that they write to."""
+    return {word for words in commands for word in words if word.startswith("--workdir=")}
 
 
 def _goes_on(task) -> bool:

@@ -194,7 +194,8 @@ while not (folder / "saved").exists() and not (folder / "release").exists():
 
 
 def saving(tmp_path):
-    return Job("long", [[sys.executable, "-c", SAVES, str(tmp_path)]], tmp_path / "long.log")
+    words = [sys.executable, "-c", SAVES, str(tmp_path), "--workdir=runs/a", "--workdir=runs/b"]
+    return Job("long", [words], tmp_path / "long.log")
 
 
 def begun(tmp_path):
@@ -261,6 +262,26 @@ def test_a_task_that_does_something_else_is_cancelled_and_waited_for(tmp_path, m
     assert last == {"long": 0}
     assert list(first)[-1] == {"long": 0}
     assert len(cancelled) == 1
+
+
+def test_a_task_that_is_called_otherwise_now_is_taken_over(tmp_path, monkeypatch):
+    first, cancelled = start_elsewhere(tmp_path, monkeypatch, saving(tmp_path), "RUNNING")
+    renamed = saving(tmp_path)._replace(name="renamed")
+    for _ in range(2):  # a task has two names then
+        assert next(run(tmp_path, [renamed], timeout_min=5)) == {"renamed": None}
+    (tmp_path / "release").touch()
+    assert list(first)[-1] == {"long": 0}
+    assert (cancelled, len(begun(tmp_path))) == ([], 1)
+
+
+def test_a_task_that_trains_one_of_the_runs_is_cancelled(tmp_path, monkeypatch):
+    """A population of which a member has left: what goes on is called otherwise, and is less."""
+    first, cancelled = start_elsewhere(tmp_path, monkeypatch, saving(tmp_path), "RUNNING")
+    for name, wanted in (("c", 0), ("b", 1)):
+        one = Job(name, [["true", f"--workdir=runs/{name}"]], tmp_path / f"{name}.log")
+        *_, last = itertools.islice(run(tmp_path, [one], timeout_min=5), 30)
+        assert (last, len(cancelled)) == ({name: 0}, wanted)
+    assert list(first)[-1] == {"long": 0}
 
 
 def test_a_task_that_slurm_does_not_know_is_queued_again(tmp_path, monkeypatch):
