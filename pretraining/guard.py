@@ -89,7 +89,7 @@ class Guard:
         self._keep(step, figures, rows)
         _say(
             f"the loss of update {step}, {figures['loss']:.4g}, lies {deviation:.1f} standard "
-            f"deviations above its average (config.guard.spike={limit})"
+            f"deviations above its average (config.guard.spike={limit}) in {self._folder}"
         )
         if self.rewinds < self._config.guard.rewinds:
             raise Spike(step, figures)

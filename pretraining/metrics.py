@@ -229,6 +229,7 @@ class Progress:
 def _summary(values: dict[str, float]) -> str:
     parts = []
     for key, name, form in (
+        ("runs", "mean of", "{:.0f}"),
         ("train/loss", "loss", "{:.3f}"),
         ("eval/loss", "eval", "{:.3f}"),
         ("train/learning_rate", "lr", "{:.2e}"),

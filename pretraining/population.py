@@ -224,7 +224,7 @@ class Population(train.Run):
         create = state_lib.jit_init(program.objective, program.optimizer, self.config, program.mesh)
         where = jax.tree.map(lambda leaf: leaf.sharding, program.state)
         place = jax.jit(_with_member, donate_argnums=0, out_shardings=where)
-        state = jax.jit(lambda: _zeros(program.state), out_shardings=where)()
+        state = jax.jit(functools.partial(_zeros, program.state), out_shardings=where)()
 
         def own(member: Member) -> state_lib.State:
             if step:
@@ -310,7 +310,7 @@ class Lines:
             each.stepped()
 
     def write(self, step: int, figures: dict, rows, evaluation: dict) -> dict[str, float]:
-        """Writes a line for each member; the mean of them."""
+        """Writes a line for each member; the mean of them, and of how many `runs` it is."""
         written, which = [], self._population.which
         for number, each in enumerate(self._lines):
             if number in self._population.left:
@@ -323,7 +323,8 @@ class Lines:
                 self._population.leave(number, reason)
         if not all(written):  # some had a line of their own, because of an unusual update
             return {}
-        return {key: statistics.fmean(line[key] for line in written) for key in written[0]}
+        mean = {key: statistics.fmean(line[key] for line in written) for key in written[0]}
+        return mean | {"runs": len(written)} if mean else {}
 
     def sync(self) -> None:
         for each in self._present():

@@ -106,7 +106,7 @@ def test_a_spike_takes_the_run_back_as_often_as_allowed(tmp_path, capsys):
     assert first == second
     assert first == (
         "warning: the loss of update 20, 9, lies 4.5 standard deviations above its average "
-        "(config.guard.spike=4.0)"
+        f"(config.guard.spike=4.0) in {tmp_path}"
     )
     kept = guard.load_batch(tmp_path, 20)
     assert kept.skips == [[7, 2], [7, 3]]

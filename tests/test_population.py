@@ -1,5 +1,6 @@
 """A population: each member is its own single run, whatever happens to the others."""
 
+import collections
 import contextlib
 import json
 import re
@@ -13,7 +14,16 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from pretraining import benchmark, checkpoint, cli, goodput, population, run_folder, signs
+from pretraining import (
+    benchmark,
+    checkpoint,
+    cli,
+    goodput,
+    metrics,
+    population,
+    run_folder,
+    signs,
+)
 from pretraining import config as config_lib
 from pretraining import guard as guard_lib
 from pretraining import program as program_lib
@@ -23,6 +33,7 @@ from pretraining.errors import UserError
 from pretraining.manifest import MANIFEST
 from tests import populations, running, test_step
 from tests.faults import bench
+from tests.test_recompiles import COMPILED
 
 SEEDS = {"seed.init": 1, "seed.corruption": 2, "seed.dropout": 3, "seed.evaluation": 4}
 MASK_ONLY = {
@@ -208,6 +219,8 @@ def test_a_member_that_cannot_go_on_leaves_and_the_others_go_on(tmp_path, capsys
         figures = {"loss": [float(step), 7.0, step + 2.0]}
         mean = lines.write(step, figures, ["rows", "other rows"], {"eval/loss": [1, 2, 3]})
         assert mean["loss"] == {1: (1 + 7 + 3) / 3, 2: 3.0}.get(step, float(step))
+        assert mean["runs"] == {1: 3, 2: 2}.get(step, 1)
+        assert metrics._summary(mean) == f"mean of {mean['runs']}"
     assert each[0].written == [(step, float(step), "rows", 1) for step in (1, 2, 3, 4)]
     assert each[1].written == [(1, 7.0, "other rows", 2)]
     assert [line[0] for line in each[2].written] == [1, 2]
@@ -430,6 +443,7 @@ def test_killed_in_the_middle_of_a_save_it_ends_as_undisturbed(members, together
     assert_alike(tmp_path / name, alone / name)  # any member goes on alone
     assert bench.starting_steps(tmp_path / name) == [0, max(sealed(name))]
 
+    metrics.cut_back(folder / "rising" / metrics.FILE, start)  # so that a line is a new one
     with running.running([populations.words(members, folder)], devices=1) as started:
         running.wait_for_line(started, folder / "rising", start + 1)
         started[0].send_signal(signal.SIGTERM)
@@ -527,6 +541,27 @@ def test_each_is_saved_as_itself(saved):
         whole.save(210, {"x": jnp.array([[1.0, 2.0], [3.0, 4.0]])})
         for member, wanted in zip(whole.members, ([1, 2], [3, 4]), strict=True):
             assert member.checkpoints.restore(210, member.program.state)["x"].tolist() == wanted
+
+
+def test_each_function_is_compiled_once_and_all_figures_of_a_step_are_fetched_at_once(
+    members, tmp_path, monkeypatch
+):
+    """As tests/test_recompiles.py has it for a single run."""
+    compiled, fetched, fetch = [], [], metrics.fetch
+    note = lambda event, _, fun_name="", **__: event == COMPILED and compiled.append(fun_name)
+    monkeypatch.setattr(metrics, "fetch", lambda x: fetched.append(0) or fetch(x))
+    monkeypatch.chdir(running.ROOT)
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        own = {"train.steps": 6, "evaluate.every": 0, "checkpoint.every": 3}
+        members = {name: of | own for name, of in members.items()}
+        assert start(populations.words(members, tmp_path)[3:]) == 0
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    assert len(fetched) == 6 + 1  # the evaluation at the end
+    assert sum("update" in name for name in compiled) == 1
+    assert max(collections.Counter(compiled).values()) == 1, compiled
 
 
 def test_a_diverging_member_leaves_for_good_and_the_others_resume(members, together, tmp_path):
