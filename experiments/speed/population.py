@@ -3,15 +3,18 @@
     python -m experiments.speed.population [--members=8] [--steps=100] [--rounds=2] [--output=FILE]
         [--config.SECTION.KEY=VALUE ...]
 
-Rounds A B C A B C, as `experiments.run` would start them, each from an empty folder of compiled
+Rounds A B C D A B C D, as `experiments.run` would start them, each from an empty folder of compiled
 programs that its runs share, with a token store that is there:
 
   A  one population on all cores
   B  the runs one after another on all cores
-  C  the runs two at once, each on half of the cores (not with GPUs)
+  C  the same with one learning rate: they differ in seeds alone, and one compiled program serves
+     them all, where those of B, whose learning rates differ, compile one each
+  D  the runs of B two at once, each on half of the cores (not with GPUs, nor an odd number of runs)
 
 of configs/masked_lm.py:tiny with the overrides of the protocol tiny (experiments/sizes.py), members
-that differ in all seeds and in the learning rate, an evaluation and a checkpoint at the end.
+that differ in all seeds, so that each reads a stream of rows of its own, and in the learning rate,
+an evaluation and a checkpoint at the end.
 
 `all` is everything from the start of the first process to the end of the last; `updates` is the
 time in the phases step and data_wait of the runs' own ledgers (of two at once, half of their sum).
@@ -63,6 +66,7 @@ class Kind(NamedTuple):
     name: str
     population: bool
     at_once: int
+    one_rate: bool = False
 
 
 class Timed(NamedTuple):
@@ -98,8 +102,13 @@ def measure(
     count: int, overrides: Mapping[str, Any], rounds: int
 ) -> tuple[dict[str, list[Timed]], int]:
     """({kind: its rounds}, payload tokens of all runs together)."""
-    kinds = [Kind("one population", True, 1), Kind("one after another", False, 1)]
-    if not machine.shares(None)[0].environment and len(machine.shares(None)[0].cores) > 1:
+    kinds = [
+        Kind("one population", True, 1),
+        Kind("one after another", False, 1),
+        Kind("one after another, one learning rate", False, 1, one_rate=True),
+    ]
+    share = machine.shares(None)[0]
+    if not share.environment and len(share.cores) > 1 and count % 2 == 0:
         kinds.append(Kind("two at once", False, 2))
     rows: dict[str, list[Timed]] = {kind.name: [] for kind in kinds}
     with tempfile.TemporaryDirectory() as folder:
@@ -107,20 +116,22 @@ def measure(
         subprocess.run(planned[0].preparation(), check=True, stdout=subprocess.DEVNULL)
         for number in range(rounds):
             for kind in kinds:
-                place = pathlib.Path(folder) / f"{number}-{kind.at_once}-{kind.population}"
-                rows[kind.name].append(time_round(kind, plan(place, count, overrides), place))
+                place = pathlib.Path(folder) / f"{number}-{kinds.index(kind)}"
+                members = plan(place, count, overrides, kind.one_rate)
+                rows[kind.name].append(time_round(kind, members, place))
                 print(number, kind.name, rows[kind.name][-1], file=sys.stderr, flush=True)
     return rows, tokens(planned)
 
 
-def plan(folder: pathlib.Path, count: int, overrides: Mapping[str, Any]) -> list[Planned]:
-    """The runs: each has seeds and a learning rate of its own."""
-    found, peak = [], float(overrides["optimizer.learning_rate"])
+def plan(
+    folder: pathlib.Path, count: int, overrides: Mapping[str, Any], one_rate: bool = False
+) -> list[Planned]:
+    """The runs: each has seeds of its own and, unless they have one, a learning rate of its own."""
+    found, peak, config = [], float(overrides["optimizer.learning_rate"]), config_lib.load(RECIPE)
     for number in range(count):
-        seeds = {f"seed.{name}": number for name in ("init", "corruption", "dropout")}
-        rate = {"optimizer.learning_rate": peak * (1 + number / count)}
+        seeds = {f"seed.{name}": number for name in config.seed}
+        rate = {"optimizer.learning_rate": peak * (1 if one_rate else 1 + number / count)}
         own = {**overrides, **seeds, **rate}
-        config = config_lib.load(RECIPE)
         run, cost = Run(f"member{number}", 0, RECIPE, own), Cost(0, 0, 0.0, 0.0)
         found.append(Planned(run, own, folder / f"member{number}", config, "", "", {}, cost))
     return found

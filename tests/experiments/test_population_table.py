@@ -2,6 +2,18 @@
 
 from experiments.speed import population
 from experiments.speed.population import Timed
+from pretraining import config as config_lib
+
+
+def test_members_differ_in_every_seed_and_in_the_learning_rate(tmp_path):
+    changed = {**population.OVERRIDES, "optimizer.learning_rate": 0.25}
+    first, second = (each.overrides for each in population.plan(tmp_path, 2, changed))
+    seeds = {f"seed.{name}" for name in config_lib.load(population.RECIPE).seed}
+    different = {key for key in first if first[key] != second[key]}
+    assert different == {*seeds, "optimizer.learning_rate"}
+    assert [each["optimizer.learning_rate"] for each in (first, second)] == [0.25, 0.375]
+    alike = population.plan(tmp_path, 2, changed, one_rate=True)
+    assert [each.overrides["optimizer.learning_rate"] for each in alike] == [0.25, 0.25]
 
 
 def test_throughputs_and_ratios_are_of_the_median_round():
