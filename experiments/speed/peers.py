@@ -9,9 +9,9 @@ transformers through a torch DataLoader and its collators. A step is all of it: 
 corruption, forward, backward, clipping, AdamW. Tokens are positions on both sides, 32 x 128 a step.
 
 Every side is a process of its own, and they take turns, so that only one computes: A B C A B C ...
-Those that wait sleep; how much CPU time they took all the same is told. transformers runs twice,
-with glibc's large pages (GLIBC_TUNABLES), which our side has, and without; in each table stands the
-faster. For MLM it runs a third time, with its head at the labels alone, as ours (gathered_head.py).
+Those that wait sleep; how much CPU time they took all the same is told. transformers runs as it is
+started by itself, and with glibc's large pages (GLIBC_TUNABLES), which our commands ask for. For
+MLM it runs a third time, with its head at the labels alone, as ours (gathered_head.py).
 `--peer_python` is an interpreter that has torch and transformers, which the project does not need
 (the extra `parity` installs them).
 """
@@ -53,6 +53,8 @@ from pretraining.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 OURS = "ours"
+PEER = "transformers"
+PEER_LARGE_PAGES = "transformers, large pages"
 GATHERED = "transformers, head at the labels"
 # How the objectives are called in tables, and the class of transformers that they stand beside.
 TITLES = {
@@ -150,8 +152,8 @@ def sides(peer_python: str, objective: str) -> list[Side]:
     peer, large = (peer_python, "experiments.speed.sides.hugging_face"), huge_pages.environment()
     found = [
         Side(OURS, sys.executable, "experiments.speed.sides.ours", large),
-        Side("transformers", *peer, {}),
-        Side("transformers, large pages", *peer, large),
+        Side(PEER, *peer, {}),
+        Side(PEER_LARGE_PAGES, *peer, large),
     ]
     if objective == "masked_lm":
         found.append(Side(GATHERED, peer_python, "experiments.speed.sides.gathered_head", large))
@@ -188,17 +190,15 @@ class Measured(NamedTuple):
             for each in self.rounds
         ]
 
-    def compared(self) -> dict[str, list[str]]:
-        """{row of the tables: sides that ours stands beside, of which the fastest counts}."""
+    def compared(self) -> dict[str, str]:
+        """{row of the tables: the side that ours stands beside}."""
         title = TITLES[self.objective]
-        rows = {title: [side for side in self.facts if side not in (OURS, GATHERED)]}
-        if GATHERED in self.facts:
-            rows[f"{title}, its head at the labels"] = [GATHERED]
-        return rows
-
-    def fastest(self, others: Sequence[str]) -> str:
-        """The one with the highest median rate."""
-        return max(others, key=lambda side: statistics.median(self.rates(side)))
+        rows = {
+            title: PEER,
+            f"{title}, large pages too": PEER_LARGE_PAGES,
+            f"{title}, large pages too, its head at the labels": GATHERED,
+        }
+        return {row: side for row, side in rows.items() if side in self.facts}
 
     def ratios(self, other: str) -> list[float]:
         """How many times faster ours was, in each round."""
@@ -317,7 +317,6 @@ _SPEEDS = (
 )
 _CHECKS = (
     "objective",
-    "transformers without / with large pages, tokens/s",
     "GFLOP of a step, ours",
     "peak, GFLOP/s",
     "parameters, ours / theirs",
@@ -335,18 +334,20 @@ What is favourable to transformers: its rows have no padding and no attention ma
 are known to the collator in advance; gelu is one kernel; AdamW is fused; ELECTRA's samples are
 drawn at masked positions alone; XLNet predicts K = L / 6 positions for which query stream and head
 alone run (its own collator takes all L), drawn by vectorised code, and has no segments, which our
-side has; of large pages and small ones the faster counts. CLM is GPT-2's network on both sides
+side has. CLM is GPT-2's network on both sides
 (configs/causal_lm.py, GPT2).
 
-What is favourable to ours: the head of MLM and of RTD's generator, 32,000 wide, runs on the K = 19
-predicted positions of a row, where the classes of transformers run it on all 128. That is a better
-algorithm, not faster code: the row "its head at the labels" is the same class, parameters and
-batches with the head called on the vectors of predicted tokens, and its ratio is what the
-implementation alone gains; for RTD there is no such row. Our loader reads ahead in threads, while
-the collator of transformers runs between the steps (num_workers=0; see data wait). torch.compile is
-not used. A row of ours has one padding among its 128 positions (CLS, 125 tokens, SEP), and tokens
-are positions. Our dropout takes its bits from a hash of an element's place, a dozen integer
-operations (pretraining/models/dropout.py), where PyTorch draws from its generator."""
+What is favourable to ours: our commands ask for large pages of memory; the rows "large pages too"
+give them to transformers as well, as people have them who set GLIBC_TUNABLES. The head of MLM and
+of RTD's generator, 32,000 wide, runs on the K = 19 predicted positions of a row, where the classes
+of transformers run it on all 128. That is a better algorithm, not faster code: the row "its head at
+the labels" is the same class, parameters and batches with the head called on the vectors of
+predicted tokens, and its ratio is what the implementation alone gains; for RTD there is no such
+row. Our loader reads ahead in threads, while the collator of transformers runs between the steps
+(num_workers=0; see data wait). torch.compile is not used. A row of ours has one padding among its
+128 positions (CLS, 125 tokens, SEP), and tokens are positions. Our dropout takes its bits from a
+hash of an element's place (pretraining/models/dropout.py), where PyTorch draws from its
+generator."""
 
 
 def table(measured: Sequence[Measured]) -> str:
@@ -363,14 +364,11 @@ def report(measured: Sequence[Measured]) -> str:
 
 def _rows(cells, measured: Sequence[Measured]) -> list[list[str]]:
     return [
-        [title, *cells(each, others)]
-        for each in measured
-        for title, others in each.compared().items()
+        [title, *cells(each, peer)] for each in measured for title, peer in each.compared().items()
     ]
 
 
-def _speeds(each: Measured, others: Sequence[str]) -> list[str]:
-    peer = each.fastest(others)
+def _speeds(each: Measured, peer: str) -> list[str]:
     return [
         _spread(each.rates(OURS), ",.0f"),
         _spread(each.rates(peer), ",.0f"),
@@ -386,10 +384,9 @@ def _memory(each: Measured, side: str) -> str:
     return "unknown" if math.isnan(peak) else f"{peak / 2**30:.2f}"
 
 
-def _checks(each: Measured, others: Sequence[str]) -> list[str]:
-    facts = [each.facts[side] for side in (OURS, each.fastest(others))]
+def _checks(each: Measured, peer: str) -> list[str]:
+    facts = [each.facts[side] for side in (OURS, peer)]
     return [
-        " / ".join(_spread(each.rates(side), ",.0f") for side in others),
         f"{facts[0]['flops'] / 1e9:,.1f}",
         f"{max(each.peaks) / 1e9:,.0f}",
         " / ".join(f"{fact['parameters']:,}" for fact in facts),
