@@ -324,7 +324,8 @@ _CHECKS = (
     "others' CPU",
 )
 _NOTES = """\
-Medians over rounds, with the lowest and the highest; the ratio is that of each round. Share of
+Medians over rounds, with the lowest and the highest; the ratio is that of each round. The first
+step of a turn does not count: memory and caches were others' while a side waited. Share of
 peak: matmul FLOPs of our step (pretraining/flops.py; heads on K positions, no recomputation) over
 its time and over the fastest float32 matrix product that our process ran in the pauses (peak).
 Memory is the resident set at most, in steps, without what compiling took. Others' CPU: the largest
