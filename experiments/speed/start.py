@@ -175,8 +175,8 @@ def compile_seconds(layers: int, execution: str) -> float:
     """Of the update, in a process that finds nothing compiled."""
     with tempfile.TemporaryDirectory() as folder:
         keys = {"model.layers": layers, "model.execution": execution, "train.batch_size": 8}
-        words = [f"--config.{key}={value}" for key, value in keys.items()]
-        words += ["--config=configs/masked_lm.py:small", "--topology=cpu:1"]
+        words = ["--config=configs/masked_lm.py:small", "--topology=cpu:1"]
+        words += [f"--config.{key}={value}" for key, value in keys.items()]
         _run("pretraining.plan", *words, f"--json={folder}/plan.json")
         return json.loads(pathlib.Path(folder, "plan.json").read_text())["compile_s"]
 
