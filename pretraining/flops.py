@@ -57,8 +57,9 @@ def step_flops(config, vocabulary) -> float:
     The backward pass of a product is two products of its size; of products without one (the logits
     that samples are drawn from) it is counted all the same, at most some percent. Counted is what
     the loss needs, however it is computed: not recomputation, elementwise work, the optimizer, nor
-    what nothing reads (the content stream of a last layer). Heads count where they run (K
-    positions), padding counts, and so do scores that a fused kernel would skip.
+    what nothing reads (the content stream of a last layer, but for its queries, which stand in one
+    product with what is read). Heads count where they run (K positions), padding counts, and so do
+    scores that a fused kernel would skip.
     """
     objective = config_lib.build_objective(_plain(config, "unrolled"), vocabulary)
 
