@@ -1,4 +1,4 @@
-"""Memory in large pages, which on CPUs takes a quarter to a third off a training step.
+"""Memory in large pages, which on CPUs takes a fifth to a third off a training step.
 
 XLA allocates the buffers of a step anew at every step, and malloc hands memory of that size back to
 the system each time: half a million page faults of 4 KiB a step of ELECTRA-small. The GNU C library
