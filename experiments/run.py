@@ -40,7 +40,7 @@ if __name__ == "__main__":  # --help and a mistake need not wait for the imports
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments import question as question_lib
@@ -49,7 +49,7 @@ from experiments.running import cost as cost_lib
 from experiments.running import planned as planned_lib
 from experiments.running import slurm as slurm_lib
 from experiments.running.follow import Sweep
-from experiments.running.launchers import Job
+from experiments.running.launchers import Job, Snapshot
 from experiments.running.machine import Share
 from experiments.running.planned import Planned
 from pretraining import signals
@@ -105,28 +105,16 @@ def main(
             for each in missing():
                 print(launchers.command_line(table.commands_left(each, "python")))
             return 0
+        stop = lambda: received
+        if launcher == "slurm":
+            options |= {"slurm_array_parallelism": at_once} if at_once else {}
+            launch = lambda jobs: slurm_lib.slurm(jobs, folder / "submitit", options, stop)
+        else:
+            launch = lambda jobs: launchers.local(jobs, shares, held, stop)
         if missing():
-            environment, stop = {}, lambda: received
-            _prepare(missing()[0], shares[0], environment, held, stop)
-            if launcher == "slurm":
-                options |= {"slurm_array_parallelism": at_once} if at_once else {}
-                place = folder / "submitit"
-                launch = lambda jobs: slurm_lib.slurm(jobs, place, options, environment, stop)
-            else:
-                launch = lambda jobs: launchers.local(jobs, shares, environment, held, stop)
-            groups = together.populations(missing(), at_most)
-            if groups and not received:
-                named = {together.name(group): group for group in groups}
-                todo = [Job(n, [together.command(g)], state.log(n)) for n, g in named.items()]
-                runs = {name: [each.name for each in group] for name, group in named.items()}
-                state.follow(chosen, launch(todo), stop, runs)
-            # Those whose population failed too: one that it broke on must not keep the others from
-            # being trained, each by itself.
-            left = missing()
-            if left and not received:
-                todo = [Job(p.name, table.commands_left(p), state.log(p.name)) for p in left]
-                state.follow(chosen, launch(todo), stop)
-        return _end(state, chosen, received)
+            _prepare(missing()[0], shares[0], held, stop)
+            _train(state, missing, launch, at_most, stop)
+        return _end(state, received)
 
 
 def _check_options(launcher: str, parameters: str | None) -> dict[str, Any]:
@@ -152,16 +140,10 @@ def _warn_of_cores(planned: Sequence[Planned], share: Share) -> None:
         )
 
 
-def _prepare(
-    planned: Planned,
-    share: Share,
-    environment: Mapping[str, str],
-    held: int,
-    stop: Callable[[], Any],
-) -> None:
+def _prepare(planned: Planned, share: Share, held: int, stop: Callable[[], Any]) -> None:
     """Makes the token store of all runs, or finds it; ends early when `stop()` says so."""
     every_core = share._replace(cores=())
-    process = launchers.start(planned.preparation(), every_core, environment, held)
+    process = launchers.start(planned.preparation(), every_core, held)
     try:
         while process.poll() is None and not stop():
             time.sleep(_POLL_S)
@@ -172,10 +154,33 @@ def _prepare(
         raise UserError(f"the token store could not be prepared (exit status {process.returncode})")
 
 
-def _end(state: Sweep, chosen: set[str], received: Sequence[int]) -> int:
+def _train(
+    state: Sweep,
+    missing: Callable[[], list[Planned]],
+    launch: Callable[[list[Job]], Iterator[Snapshot]],
+    at_most: int,
+    stop: Callable[[], Any],
+) -> None:
+    """Runs that fit together as populations, then one by one all that is still missing.
+
+    That is also those whose population failed: one run that it broke on must not keep the others
+    from being trained.
+    """
+    groups = {together.name(group): group for group in together.populations(missing(), at_most)}
+    if groups and not stop():
+        jobs = [Job(name, [together.command(g)], state.log(name)) for name, g in groups.items()]
+        runs = {name: [each.name for each in group] for name, group in groups.items()}
+        state.follow(launch(jobs), stop, runs)
+    left = missing()
+    if left and not stop():
+        jobs = [Job(p.name, table.commands_left(p), state.log(p.name)) for p in left]
+        state.follow(launch(jobs), stop)
+
+
+def _end(state: Sweep, received: Sequence[int]) -> int:
     """Says how it stands; the exit status."""
-    print(state.summary(chosen))
+    print(state.summary())
     if received:
         print("stopped by a signal; run the same command again to go on")
         return 128 + received[0]
-    return 1 if state.failed(chosen) else 0
+    return 1 if state.failed() else 0

@@ -271,7 +271,7 @@ _TRACED = re.compile(r"seed\.|optimizer\.(learning_rate|schedule|warmup|decay|en
 
 
 def untraced(config: ml_collections.ConfigDict, knobs: Collection[str]) -> dict[str, Any]:
-    """{key: value} of what all members of a population have alike (pretraining/population.py).
+    """{key: value} of what all members of a population have alike (pretraining/population).
 
     Of an objective they may differ in what decides a knob: the keys of its name, with `_final` and
     `_schedule`, and `keep_fraction`, which is what the other fractions leave.

@@ -1,7 +1,7 @@
 """A run folder: what identifies a run, and the refusal to mix two of them.
 
 `config.json` (durations resolved to steps), `vocabulary/`, `provenance.jsonl` (one line per start),
-`metrics.jsonl`, `tensorboard/`, `checkpoints/<step>/`; `left_population`, see population.py.
+`metrics.jsonl`, `tensorboard/`, `checkpoints/<step>/`; `left_population`, see population.
 """
 
 import contextlib

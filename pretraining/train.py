@@ -130,8 +130,17 @@ def open_run(stack: contextlib.ExitStack, config, folder: pathlib.Path, ledger, 
     terms = step_lib.evaluation_step(program.objective)
     evaluator = evaluate.Evaluator(terms, program.seeds, config, program.mesh, prepared.vocabulary)
     ledger.enter("start")
-    stop = listen(stack, program.mesh)
-    return Run(folder, config, prepared, program, checkpoints, ledger, update, evaluator, stop)
+    return Run(
+        folder=folder,
+        config=config,
+        prepared=prepared,
+        program=program,
+        checkpoints=checkpoints,
+        ledger=ledger,
+        update=update,
+        evaluator=evaluator,
+        stop=listen(stack, program.mesh),
+    )
 
 
 def read_data(config, folder: pathlib.Path, ledger) -> tuple[Any, prepare.Prepared]:
@@ -178,7 +187,7 @@ def loop(run, rewinds: list[dict]) -> tuple[state_lib.State, int, int]:
     A resumed run cuts its metrics back to the checkpoint and enters the loop after the save.
 
     Args:
-      run: a Run, or all runs of a population (population.py).
+      run: a Run, or all runs of a population (population/runs.py).
     """
     config, ledger = run.config, run.ledger
     start, total = run.checkpoints.newest() or 0, config.train.steps
@@ -216,7 +225,7 @@ def loop(run, rewinds: list[dict]) -> tuple[state_lib.State, int, int]:
     return state, step, stopped
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
     """What the loop works with, the same after every rewind.
 

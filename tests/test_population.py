@@ -20,17 +20,18 @@ from pretraining import (
     cli,
     goodput,
     metrics,
-    population,
     run_folder,
     signs,
 )
 from pretraining import config as config_lib
 from pretraining import guard as guard_lib
+from pretraining import optimizer as optimizer_lib
 from pretraining import program as program_lib
 from pretraining import step as step_lib
 from pretraining.data import tokenizer
 from pretraining.errors import UserError
 from pretraining.manifest import MANIFEST
+from pretraining.population import __main__, check, runs, vmapped
 from tests import populations, running, test_step
 from tests.faults import bench
 from tests.test_recompiles import COMPILED
@@ -88,12 +89,12 @@ def test_each_member_reads_the_rows_masks_and_labels_of_its_own_single_run(objec
         *others,
     ]
     configs = make_configs(objective, members)
-    lead, programs = population._programs(configs, VOCABULARY)
-    which = population._streams(configs)
+    lead, programs = vmapped.of_members(configs, VOCABULARY)
+    which = vmapped.streams(configs)
     assert which == (0, 0, 1, 2)[: len(members)]
     batches = benchmark.random_batches(configs[0], VOCABULARY)
     streams = [next(batches) for _ in range(max(which) + 1)]
-    functions = population.Functions(configs[lead], programs, which)
+    functions = vmapped.Functions(configs[lead], programs, which)
     update = jax.jit(functions.update)
     seeds = stack([each.seeds for each in programs])
     begin = [dummy_state(programs[lead], step) for step in (0, 7)]
@@ -119,8 +120,8 @@ def test_scheduled_knobs_are_those_of_the_single_run_bit_for_bit(kind):
     rates = {"objective.mask_rate": 0.2, "objective.mask_rate_final": 0.5, "train.steps": 10_000}
     rising = rates | {"objective.mask_rate_schedule": kind}
     configs = make_configs("masked_lm", [{"train.steps": 10_000}, rising])
-    lead, programs = population._programs(configs, VOCABULARY)
-    functions = population.Functions(configs[lead], programs, (0, 0))
+    lead, programs = vmapped.of_members(configs, VOCABULARY)
+    functions = vmapped.Functions(configs[lead], programs, (0, 0))
     knobs = lambda number, step: functions._objective(number).schedule(step)
     together = jax.jit(lambda steps: jax.vmap(knobs)(jnp.arange(2), steps))
     alone = [jax.jit(own.objective.schedule) for own in programs]
@@ -158,10 +159,10 @@ def test_an_update_that_is_not_finite_is_discarded_for_its_member_alone():
     recipe = config_lib.load("configs/masked_lm.py:tiny")
     config = ConfigDict(config.to_dict() | {"optimizer": recipe.optimizer.to_dict()})
     rate, seeds = lambda step: jnp.float32(0.1), test_step.SEEDS
-    optimizer = population.optimizer_lib.create(config.optimizer, rate, {"w": jnp.float32(0)})
+    optimizer = optimizer_lib.create(config.optimizer, rate, {"w": jnp.float32(0)})
     begin = [test_step.state(optimizer, w) for w in (2.0, 3e38)]
     program = program_lib.Program(test_step.OBJECTIVE, optimizer, rate, None, None, seeds)
-    functions = population.Functions(config, [program] * 2, (0, 0))
+    functions = vmapped.Functions(config, [program] * 2, (0, 0))
     new, figures = jax.jit(functions.update)(
         jax.tree.map(lambda *x: jnp.stack(x), *begin),
         jax.tree.map(lambda x: x[None], test_step.rows()),
@@ -195,9 +196,9 @@ class FakeLines:
 def make_population(members, left):
     """Of members, that work on no data."""
     nothing = dict.fromkeys(("folder", "config", "prepared", "program", "ledger"))
-    checkpoints = population.Checkpoints(members, left)
+    checkpoints = runs.Checkpoints(members, left)
     which = (0, 1, 0)[: len(members)]
-    return population.Population(
+    return runs.Population(
         **nothing, checkpoints=checkpoints, members=tuple(members), which=which, left=left
     )
 
@@ -205,7 +206,8 @@ def make_population(members, left):
 def make_member(folder, **fields):
     folder.mkdir(exist_ok=True)
     nothing = dict.fromkeys(("config", "prepared", "program", "checkpoints", "ledger"))
-    return population.Member(**{**nothing, "folder": folder, **fields})
+    own = {"folder": folder, "held": contextlib.ExitStack()}
+    return runs.Member(**{**nothing, **own, **fields})
 
 
 def test_a_member_that_cannot_go_on_leaves_and_the_others_go_on(tmp_path, capsys):
@@ -214,7 +216,7 @@ def test_a_member_that_cannot_go_on_leaves_and_the_others_go_on(tmp_path, capsys
     members, freed = [make_member(tmp_path / name) for name in "abc"], []
     for member in members:
         member.held.callback(freed.append, member.folder.name)
-    lines = population.Lines(each, make_population(members, {}))
+    lines = runs.Lines(each, make_population(members, {}))
     for step in (1, 2, 3, 4):
         figures = {"loss": [float(step), 7.0, step + 2.0]}
         mean = lines.write(step, figures, ["rows", "other rows"], {"eval/loss": [1, 2, 3]})
@@ -243,7 +245,7 @@ def test_a_member_that_cannot_go_on_leaves_and_the_others_go_on(tmp_path, capsys
 def start(words):
     """The command, in this process."""
     options = {"workdir": "required: a folder"}
-    return population.main(cli.parse_members(["population", *words], "", options))
+    return __main__.main(cli.parse_members(["population", *words], "", options))
 
 
 @pytest.mark.parametrize(
@@ -277,7 +279,7 @@ def test_members_whose_examples_have_other_fields_are_refused():
     configs = make_configs("permutation_lm", [{}, SEEDS | change])
     told = "one program: objective.backward_fraction: 0.25 -> 0.0$"
     with pytest.raises(UserError, match=f"examples differ cannot train in {told}"):
-        population._programs(configs, VOCABULARY)
+        vmapped.of_members(configs, VOCABULARY)
 
 
 def test_a_tracker_of_one_run_in_a_process_is_refused(never_compile, monkeypatch, tmp_path):
@@ -293,11 +295,11 @@ def test_members_that_have_left_are_named_and_left_out(never_compile, tmp_path, 
     for folder in folders:
         folder.mkdir()
     run_folder.mark_left(folders[0], "update 2 is not finite")
-    present = population._without_those_that_left(["one", "other"], folders)
+    present = __main__._without_those_that_left(["one", "other"], folders)
     assert present == (["other"], folders[1:])
     told = f"{folders[0]} has left the population, train it alone: update 2 is not finite\n"
     assert capsys.readouterr().out == told
-    assert population.apart(folders, 5).startswith(f"{folders[0]} has left a population: update 2")
+    assert check.apart(folders, 5).startswith(f"{folders[0]} has left a population: update 2")
     run_folder.mark_left(folders[1], "a loss spike at step 3")
     words = populations.words({"a": bench.SMALL, "b": bench.SMALL | {"seed.init": 1}}, tmp_path)
     with pytest.raises(UserError, match="all members of the population have left it"):
@@ -332,14 +334,14 @@ def test_members_go_on_together_unless_one_is_more_than_a_save_ahead(
             place.mkdir(parents=True)
             (place / MANIFEST).write_text("")
     told = f"{tmp_path}/{reason.format(tmp_path)}" if reason else ""
-    assert re.fullmatch(told, population.apart(folders, every))
+    assert re.fullmatch(told, check.apart(folders, every))
 
 
 def test_a_member_that_went_back_from_a_spike_goes_on_alone(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / guard_lib.REWINDS).write_text("{}\n")
     told = f"{tmp_path / 'a'} has gone back from a loss spike"
-    assert population.apart([tmp_path / "b", tmp_path / "a"], 5) == told
+    assert check.apart([tmp_path / "b", tmp_path / "a"], 5) == told
 
 
 # ------------------------------------------------------------------------------------ whole runs

@@ -36,7 +36,7 @@ class Sweep:
           metric: of the column `result`.
           chosen: names of the runs that this start is about.
         """
-        self._workdir, self._metric = workdir, metric
+        self._workdir, self._metric, self._chosen = workdir, metric, frozenset(chosen)
         self._planned = {each.name: each for each in planned}
         before = table.read(workdir)
         kept = {name for name, row in before.items() if row["status"] == FAILED} - set(chosen)
@@ -53,12 +53,11 @@ class Sweep:
 
     def follow(
         self,
-        names: Collection[str],
         started: Iterator[Snapshot],
         stop: Callable[[], Any],
         populations: Mapping[str, Collection[str]] | None = None,
     ) -> None:
-        """Keeps the table, and a view of the named runs, up to date until a launcher's end.
+        """Keeps the table, and a view of the chosen runs, up to date until a launcher's end.
 
         A job that fails is told at once; one that ends because of `stop()` has not failed.
 
@@ -67,8 +66,8 @@ class Sweep:
           populations: or {job: its runs}; what these still lack when it ends well is done later.
         """
         ended, written = set(), 0.0
-        seen = lambda: {name: row for name, row in self._rows.items() if name in names}
-        with View([each for each in self._planned.values() if each.name in names], seen()) as view:
+        seen = lambda: {name: row for name, row in self._rows.items() if name in self._chosen}
+        with View([self._planned[name] for name in seen()], seen()) as view:
             for snapshot in started:
                 statuses = {name: row.status for name, row in self._rows.items()}
                 for job in snapshot.keys() - ended:
@@ -87,19 +86,19 @@ class Sweep:
             view.show(seen(), last=True)
         self._write()
 
-    def summary(self, names: Collection[str]) -> str:
-        """How the named runs stand, one line."""
-        rows = [self._rows[name] for name in names]
+    def summary(self) -> str:
+        """How the chosen runs stand, one line."""
+        rows = [self._rows[name] for name in self._chosen]
         counts = collections.Counter(
             BEGUN if row.status == WAITING and row.step else row.status for row in rows
         )
         text = ", ".join(f"{counts[s]} {s}" for s in (DONE, FAILED, BEGUN, WAITING) if counts[s])
-        failed = self.failed(names)
-        return f"{len(names)} runs: {text}" + (f" ({', '.join(failed)})" if failed else "")
+        failed = self.failed()
+        return f"{len(rows)} runs: {text}" + (f" ({', '.join(failed)})" if failed else "")
 
-    def failed(self, names: Collection[str]) -> list[str]:
-        """The named runs that have failed."""
-        return [n for n, row in self._rows.items() if n in names and row.status == FAILED]
+    def failed(self) -> list[str]:
+        """The chosen runs that have failed."""
+        return [n for n, row in self._rows.items() if n in self._chosen and row.status == FAILED]
 
     def _take(self, name: str, status: int | None, waits: bool) -> None:
         """Brings the row of a run up to date that runs, or has just ended."""

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from experiments.running.machine import Share
@@ -48,16 +48,11 @@ def command_line(commands: Sequence[Sequence[str]]) -> str:
 
 
 def local(
-    jobs: Sequence[Job],
-    shares: Sequence[Share],
-    environment: Mapping[str, str],
-    held: int,
-    stop: Callable[[], Any],
+    jobs: Sequence[Job], shares: Sequence[Share], held: int, stop: Callable[[], Any]
 ) -> Iterator[Snapshot]:
     """As many at once as there are shares.
 
     Args:
-      environment: variables of the runs beside those of this process.
       held: a file descriptor that they inherit.
       stop: whether to end now.
     """
@@ -68,7 +63,7 @@ def local(
         while running or (waiting and not stop()):
             while waiting and free and not stop():
                 job = waiting.popleft()
-                running[job.name] = _Running(job, free.pop(0), environment, held)
+                running[job.name] = _Running(job, free.pop(0), held)
             if stop():
                 for each in running.values():
                     each.end()
@@ -84,15 +79,13 @@ def local(
             each.end()
 
 
-def start(
-    words: Sequence[str], share: Share, environment: Mapping[str, str], held: int, **files
-) -> subprocess.Popen:
+def start(words: Sequence[str], share: Share, held: int, **files) -> subprocess.Popen:
     """Starts a command that gets SIGTERM if this process is killed; see child.py."""
     cores = ",".join(map(str, share.cores))
     wrapper = [sys.executable, "-m", "experiments.running.child", str(os.getpid()), cores]
     return subprocess.Popen(
         [*wrapper, *words],
-        env={**os.environ, **environment, **share.environment},
+        env={**os.environ, **share.environment},
         pass_fds=(held,),
         process_group=0,  # Ctrl-C reaches it through `stop` alone, and once
         **files,
@@ -102,9 +95,9 @@ def start(
 class _Running:
     """The commands of a job, one after the other."""
 
-    def __init__(self, job: Job, share: Share, environment: Mapping[str, str], held: int):
+    def __init__(self, job: Job, share: Share, held: int):
         self.share = share
-        self._job, self._environment, self._held = job, environment, held
+        self._job, self._held = job, held
         self._left, self._ending = collections.deque(job.commands), False
         self._next()
 
@@ -116,7 +109,6 @@ class _Running:
             self._process = start(
                 words,
                 self.share,
-                self._environment,
                 self._held,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

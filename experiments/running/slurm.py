@@ -25,7 +25,6 @@ def slurm(
     jobs: Sequence[Job],
     folder: pathlib.Path,
     options: Mapping[str, Any],
-    environment: Mapping[str, str],
     stop: Callable[[], Any],
     cluster: str = "slurm",
 ) -> Iterator[Snapshot]:
@@ -37,7 +36,6 @@ def slurm(
     Args:
       folder: where submitit keeps its files.
       options: of `submitit.AutoExecutor.update_parameters`, such as `slurm_partition`.
-      environment: variables of the tasks where these have none of that name.
       stop: whether to cancel them now; SLURM then sends SIGTERM, at which they save.
       cluster: as submitit calls it; "local" = processes of this machine.
 
@@ -45,9 +43,7 @@ def slurm(
       UserError: submitit or SLURM is not installed, or an option is unknown.
     """
     tasks = _attach(jobs, folder, cluster)
-    tasks |= _submit(
-        [j for j in jobs if j.name not in tasks], folder, options, environment, cluster
-    )
+    tasks |= _submit([j for j in jobs if j.name not in tasks], folder, options, cluster)
     now = {j.name: {"id": tasks[j.name].job_id, "commands": _words(j)} for j in jobs}
     write_atomically(folder / TASKS, json.dumps(_known(folder) | now))
     cancelled = False
@@ -87,8 +83,8 @@ class Work:
     A command gets SIGTERM, at which it saves, when submitit is told that the time is up.
     """
 
-    def __init__(self, job: Job, environment: Mapping[str, str]):
-        self._job, self._environment = job, dict(environment)
+    def __init__(self, job: Job):
+        self._job = job
         self._process: subprocess.Popen | None = None
 
     def __call__(self) -> int:
@@ -106,12 +102,11 @@ class Work:
     def checkpoint(self):
         """Called by submitit in its signal handler: saves; what is queued for the next time."""
         self._end()
-        return _submitit().helpers.DelayedSubmission(Work(self._job, self._environment))
+        return _submitit().helpers.DelayedSubmission(Work(self._job))
 
     def _wait(self, words: Sequence[str], log) -> int:
         self._process = subprocess.Popen(
             words,
-            env={**self._environment, **os.environ},
             stdout=log,
             stderr=subprocess.STDOUT,
             preexec_fn=_ignore_warnings,
@@ -201,7 +196,6 @@ def _submit(
     jobs: Sequence[Job],
     folder: pathlib.Path,
     options: Mapping[str, Any],
-    environment: Mapping[str, str],
     cluster: str,
 ) -> dict[str, Any]:
     if not jobs:
@@ -212,7 +206,7 @@ def _submit(
         )
         executor.update_parameters(**options)
         with executor.batch():
-            return {job.name: executor.submit(Work(job, environment)) for job in jobs}
+            return {job.name: executor.submit(Work(job)) for job in jobs}
     except (RuntimeError, NameError, TypeError, ValueError, OSError) as error:
         raise UserError(f"--launcher=slurm: {str(error).splitlines()[0]}") from None
 

@@ -1,4 +1,4 @@
-"""Which runs of a sweep train in one program: `--population`, see pretraining/population.py."""
+"""Which runs of a sweep train in one program: `--population`, see pretraining/population."""
 
 import sys
 from collections.abc import Sequence
@@ -47,17 +47,17 @@ def describe(groups: Sequence[Group]) -> str:
 
 
 def _fits(run: Planned, group: Group) -> bool:
-    from pretraining import population  # what it imports takes seconds
+    from pretraining.population import check  # what it imports takes seconds
 
     if _shared(run) != _shared(group[0]):  # what most differ in is found without a rehearsal
         return False
     configs, folders = zip(*[(each.config, each.folder) for each in [*group, run]], strict=True)
     try:
-        population.check(configs, folders)
+        check.one_program(configs, folders)
     except UserError:
         return False
     every = config_lib.without_epochs(run.config).checkpoint.every
-    return not population.apart(folders, every)
+    return not check.apart(folders, every)
 
 
 def _shared(run: Planned) -> dict:

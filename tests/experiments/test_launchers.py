@@ -2,10 +2,8 @@
 
 import itertools
 import os
-import pickle
 import shlex
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -81,18 +79,17 @@ def test_without_the_variable_nvidia_smi_counts(cores, monkeypatch, tmp_path):
 
 def test_commands_follow_each_other_until_one_fails(tmp_path, monkeypatch):
     monkeypatch.setenv("OWN", "own")
-    two = "import os; print('two', *map(os.getenv, ('WHICH', 'GIVEN', 'OWN')))"
+    two = "import os; print('two', *map(os.getenv, ('WHICH', 'OWN')))"
     jobs = [
         job(tmp_path, "good", "print('one')", two),
         job(tmp_path, "bad", "import sys; sys.exit(3)", "print('never')"),
     ]
     shares = [machine.Share((), {"WHICH": "first"})]
     with open(tmp_path / "held", "w") as held:
-        environment = {"GIVEN": "yes"}
-        *_, last = launchers.local(jobs, shares, environment, held.fileno(), lambda: False)
+        *_, last = launchers.local(jobs, shares, held.fileno(), lambda: False)
     assert last == {"good": 0, "bad": 3}
     first, one, second, two = (tmp_path / "good.log").read_text().splitlines()
-    assert (first[:2], one, second[:2], two) == ("$ ", "one", "$ ", "two first yes own")
+    assert (first[:2], one, second[:2], two) == ("$ ", "one", "$ ", "two first own")
     assert "\nnever\n" not in (tmp_path / "bad.log").read_text()
 
 
@@ -107,31 +104,20 @@ def test_command_lines_survive_a_shell():
 
 def run(tmp_path, jobs, stop=lambda: False, **options):
     files = tmp_path / "submitit"
-    yield from slurm.slurm(jobs, files, options, {"GIVEN": "yes"}, stop, cluster="local")
+    yield from slurm.slurm(jobs, files, options, stop, cluster="local")
 
 
 def test_slurm_runs_every_job_as_a_task(tmp_path):
     pytest.importorskip("submitit")
     jobs = [
-        job(tmp_path, "good", "import os; print(os.environ['GIVEN'])", "print('then')"),
+        job(tmp_path, "good", "print('one')", "print('then')"),
         job(tmp_path, "bad", "import sys; sys.exit(3)", "print('never')"),
     ]
     *_, last = run(tmp_path, jobs, timeout_min=5)
     assert last == {"good": 0, "bad": 3}
-    assert "yes\n" in (tmp_path / "good.log").read_text()
+    assert "\none\n" in (tmp_path / "good.log").read_text()
     assert "\nthen\n" in (tmp_path / "good.log").read_text()
     assert "\nnever\n" not in (tmp_path / "bad.log").read_text()
-
-
-def test_a_task_keeps_its_own_variables(tmp_path):
-    """SLURM gives it GPUs and a number that are not those of the process that queued it."""
-    code = "import os; print(*map(os.getenv, ('CUDA_VISIBLE_DEVICES', 'GIVEN')))"
-    given = {"CUDA_VISIBLE_DEVICES": "of the sweep", "GIVEN": "yes"}
-    work = slurm.Work(job(tmp_path, "a", code), given)
-    task = [sys.executable, "-c", "import pickle, sys; sys.exit(pickle.load(sys.stdin.buffer)())"]
-    own = os.environ | {"CUDA_VISIBLE_DEVICES": "of the task"}
-    subprocess.run(task, input=pickle.dumps(work), env=own, cwd=running.ROOT, check=True)
-    assert (tmp_path / "a.log").read_text().splitlines()[-1] == "of the task yes"
 
 
 @pytest.fixture
@@ -164,7 +150,7 @@ def test_without_submitit_it_is_named(tmp_path, monkeypatch):
 def test_without_slurm_it_is_told(tmp_path):
     pytest.importorskip("submitit")
     with pytest.raises(UserError, match="--launcher=slurm: "):
-        next(slurm.slurm([job(tmp_path, "a", "")], tmp_path, {}, {}, lambda: False))
+        next(slurm.slurm([job(tmp_path, "a", "")], tmp_path, {}, lambda: False))
 
 
 def test_slurm_options():
@@ -209,7 +195,7 @@ def test_a_task_whose_time_is_up_saves_and_goes_on(tmp_path):
     submitit = pytest.importorskip("submitit")
     tasks = submitit.AutoExecutor(tmp_path / "submitit", "local", slurm_max_num_timeout=3)
     tasks.update_parameters(timeout_min=60)
-    task = tasks.submit(slurm.Work(saving(tmp_path), {}))
+    task = tasks.submit(slurm.Work(saving(tmp_path)))
     assert running.wait_for([], lambda: begun(tmp_path))
     os.kill(begun(tmp_path)[0], signal.SIGUSR2)
     assert task.result() == 0

@@ -213,7 +213,7 @@ def test_a_failure_is_told_while_others_go_on(tmp_path, capsys):
         told.append(capsys.readouterr().err)
         yield {"a-seed0": 3, "b-seed0": 1}
 
-    sweep.follow([each.name for each in runs], started(), lambda: False)
+    sweep.follow(started(), lambda: False)
     assert f"a-seed0 failed with exit status 3; the end of {sweep.log('a-seed0')}:" in told[0]
     assert "    why\n" in told[0]
     assert "a-seed0" not in capsys.readouterr().err

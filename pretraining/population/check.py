@@ -1,0 +1,76 @@
+"""Which runs one program can train, and which can go on together."""
+
+import pathlib
+from collections.abc import Sequence
+
+from pretraining import checkpoint, run_folder
+from pretraining import config as config_lib
+from pretraining import guard as guard_lib
+from pretraining import optimizer as optimizer_lib
+from pretraining import program as program_lib
+from pretraining.data import tokenizer
+from pretraining.errors import UserError
+from pretraining.population import vmapped
+
+
+def apart(folders: Sequence[pathlib.Path], every: int) -> str:
+    """Why these runs cannot go on together; "" = they can.
+
+    They can unless one has left a population, has gone back from a spike, to read other rows, or is
+    more than one save, `every` steps, beyond the newest step that all of them hold: so are none
+    that were killed in the middle of a save.
+    """
+    for folder in folders:
+        if why := run_folder.why_left(folder):
+            return f"{folder} has left a population: {why}"
+        if guard_lib.read_rewinds(folder):
+            return f"{folder} has gone back from a loss spike"
+    held = [{0, *steps(folder)} for folder in folders]
+    common, newest = max(set.intersection(*held)), [max(each) for each in held]
+    if max(newest) - common <= every:
+        return ""
+    first, last = (folders[newest.index(which(newest))] for which in (max, min))
+    return (
+        f"{first} is at step {max(newest)}, {last} at step {min(newest)}, and the newest step that "
+        f"all hold is {common}"
+    )
+
+
+def steps(folder: pathlib.Path) -> list[int]:
+    """Those of which a run holds a checkpoint."""
+    return checkpoint.sealed(folder / run_folder.CHECKPOINTS)
+
+
+def one_program(configs, folders: Sequence[pathlib.Path]) -> None:
+    """Refuses members that one program cannot train.
+
+    Args:
+      configs: as written.
+
+    Raises:
+      UserError: what they differ in, or a value that is out of range.
+    """
+    if len(set(folders)) < len(folders):
+        raise UserError("--workdir: two members of a population have the same folder")
+    for config in configs:
+        config_lib.validate(config)
+        if config.log.wandb:  # of which a process has one run at a time
+            raise UserError(
+                f"config.log.wandb={config.log.wandb!r}: members of a population write to no W&B"
+            )
+    vocabulary = tokenizer.stand_in(configs[0].tokenizer.size)
+    first = config_lib.build_objective(config_lib.without_epochs(configs[0]), vocabulary)
+    knobs = program_lib.knobs(first)
+    alike = [config_lib.untraced(config, knobs) for config in configs]
+    for other, folder in zip(alike, folders, strict=True):
+        for key in sorted(alike[0] | other):
+            if key not in alike[0] or key not in other or alike[0][key] != other[key]:
+                raise UserError(
+                    f"{folders[0]} and {folder} cannot train in one program: config.{key} is "
+                    f"{alike[0].get(key)!r} and {other.get(key)!r}; members may differ in seeds, "
+                    f"in the learning rate and its schedule, and in {', '.join(knobs)}"
+                )
+    short = [config_lib.without_epochs(config) for config in configs]
+    for config in short:
+        optimizer_lib.schedule(config.optimizer, config.train.steps)  # refuses what is out of range
+    vmapped.lead(short, vocabulary)
