@@ -213,13 +213,16 @@ class Sums(NamedTuple):
     """Weighted sums over positions of what one pass over the logits gives; all [] float32.
 
     Attributes:
+      loss: (1 - e) nll + e uniform + z squared_log_z, with e and z from the call. It alone has a
+        gradient, the others are figures.
       nll: -log p(label).
       correct: 1 where no logit is higher than the label's.
       uniform: -log p averaged over the vocabulary: cross-entropy against the uniform distribution.
-        None unless asked for.
-      squared_log_z: the square of the logarithm of the softmax's denominator, likewise.
+        None where e = 0.
+      squared_log_z: the square of the logarithm of the softmax's denominator; None where z = 0.
     """
 
+    loss: jax.Array
     nll: jax.Array
     correct: jax.Array
     uniform: jax.Array | None = None
@@ -232,13 +235,15 @@ def cross_entropy(
     labels: jax.Array,
     weights: jax.Array,
     chunk: int,
-    also: tuple[str, ...] = (),
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
 ) -> Sums:
     """Cross-entropy in float32, with logits of at most `chunk` positions of a row at once.
 
     No array of more than B x chunk x V elements exists, forward or backward, and no logits are
     computed twice: the gradient is that of a sum, so it is made along with the sum, while the
-    logits are there, and the backward pass multiplies it by one number.
+    logits are there, and the backward pass multiplies it by one number. In 16 bits that is a
+    second rounding of the gradient.
 
     Args:
       project: hidden [B, chunk, D] -> logits [B, chunk, V]; may close over parameters.
@@ -246,7 +251,10 @@ def cross_entropy(
       labels: [B, K] int32.
       weights: [B, K] float32; no gradient flows into them.
       chunk: `config.model.logits_chunk`; need not divide K.
-      also: the further fields of `Sums` that are wanted; each costs as much as the gradient.
+      label_smoothing: e, share of the label that is spread over the vocabulary (Szegedy et al.
+        2016, section 7).
+      z_loss: z, factor of the squared logarithm of the softmax's denominator (PaLM: Chowdhery et
+        al. 2022, section 5).
     """
     length = labels.shape[1]
     chunk = max(1, min(chunk, length))
@@ -261,46 +269,38 @@ def cross_entropy(
 
     parts = (chunks(hidden), chunks(labels), chunks(weights))
     project, constants = jax.closure_convert(project, parts[0][0])
-    return _sum_chunks(project, ("nll", *also), constants, *parts)
+    return _sum_chunks(project, label_smoothing, z_loss, constants, *parts)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _sum_chunks(project, fields, constants, hidden, labels, weights) -> Sums:
-    """The sums over the chunks [N, B, chunk, ...], of which `fields` have gradients."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _sum_chunks(project, smoothing, z_loss, constants, hidden, labels, weights) -> Sums:
+    """The sums over the chunks [N, B, chunk, ...]."""
 
     def visit(part):
         hidden, labels, weights = part
-        return _values(project(hidden, *constants), labels, weights, fields), None
+        return _values(project(hidden, *constants), labels, weights, smoothing, z_loss), None
 
     return _add_up(visit, (hidden, labels, weights))[0]
 
 
-def _sums_and_gradients(project, fields, constants, hidden, labels, weights):
+def _sums_and_gradients(project, smoothing, z_loss, constants, hidden, labels, weights):
     def visit(part):
         hidden, labels, weights = part
         logits, pull = jax.vjp(project, hidden, *constants)
-        slopes = _slopes(logits, labels, weights, fields)
-        of_hidden, *of_constants = zip(
-            *(pull(slope.astype(logits.dtype)) for slope in slopes), strict=True
-        )
-        return (_values(logits, labels, weights, fields), of_constants), of_hidden
+        slopes = _slopes(logits, labels, weights, smoothing, z_loss)
+        of_hidden, *of_constants = pull(slopes.astype(logits.dtype))
+        sums = _values(logits, labels, weights, smoothing, z_loss)
+        return (sums, of_constants), of_hidden
 
     (sums, of_constants), of_hidden = _add_up(visit, (hidden, labels, weights))
-    return sums, (of_hidden, of_constants)
+    return sums, (of_constants, of_hidden)
 
 
-def _scaled_gradients(project, fields, gradients, slopes: Sums):
-    """The gradients [fields] of every argument, weighted by those that come from above."""
-    del project
-    slopes = [getattr(slopes, field) for field in fields]
-
-    def weigh(parts):
-        pairs = zip(slopes, parts, strict=True)
-        total = sum(slope * part.astype(jnp.float32) for slope, part in pairs)
-        return total.astype(parts[0].dtype)
-
-    of_hidden, of_constants = gradients
-    return [weigh(parts) for parts in of_constants], weigh(of_hidden), None, None
+def _scaled_gradients(project, smoothing, z_loss, gradients, slopes: Sums):
+    """The gradients of every argument, times the one that comes from above."""
+    del project, smoothing, z_loss
+    scale = lambda x: (slopes.loss * x.astype(jnp.float32)).astype(x.dtype)
+    return *jax.tree.map(scale, gradients), None, None
 
 
 _sum_chunks.defvjp(_sums_and_gradients, _scaled_gradients)
@@ -321,32 +321,31 @@ def _add_up(visit, parts):
     return jax.lax.scan(add, zeros, parts)
 
 
-def _values(logits, labels, weights, fields) -> Sums:
+def _values(logits, labels, weights, smoothing, z_loss) -> Sums:
     logits = logits.astype(jnp.float32)
     log_z = jax.nn.logsumexp(logits, axis=-1)
     label_logit = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    values = {
-        "nll": log_z - label_logit,
-        # Not argmax, which takes as long as a third of all else on a CPU.
-        "correct": (label_logit >= logits.max(axis=-1)).astype(jnp.float32),
-        "uniform": log_z - logits.mean(axis=-1),
-        "squared_log_z": jnp.square(log_z),
-    }
-    return Sums(**{name: jnp.sum(values[name] * weights) for name in ("correct", *fields)})
+    nll = log_z - label_logit
+    # Not argmax, which takes as long as a third of all else on a CPU.
+    values = {"nll": nll, "correct": (label_logit >= logits.max(axis=-1)).astype(jnp.float32)}
+    loss = nll
+    if smoothing:
+        values["uniform"] = log_z - logits.mean(axis=-1)
+        loss = (1 - smoothing) * nll + smoothing * values["uniform"]
+    if z_loss:
+        values["squared_log_z"] = jnp.square(log_z)
+        loss = loss + z_loss * values["squared_log_z"]
+    return Sums(**{name: jnp.sum(x * weights) for name, x in ({"loss": loss} | values).items()})
 
 
-def _slopes(logits, labels, weights, fields) -> list[jax.Array]:
-    """The derivatives [B, chunk, V] float32 of the sums `fields` by the logits."""
+def _slopes(logits, labels, weights, smoothing, z_loss) -> jax.Array:
+    """The derivative [B, chunk, V] float32 of the sum `loss` by the logits."""
     logits = logits.astype(jnp.float32)
     log_z = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    share, weights = jnp.exp(logits - log_z), weights[..., None]
+    share = jnp.exp(logits - log_z) * (1 + 2 * z_loss * log_z)
     is_label = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == labels[..., None]
-    slopes = {
-        "nll": jnp.where(is_label, share - 1, share),
-        "uniform": share - 1 / logits.shape[-1],
-        "squared_log_z": 2 * log_z * share,
-    }
-    return [slopes[field] * weights for field in fields]
+    smoothed = jnp.where(is_label, 1 - smoothing, 0.0) + smoothing / logits.shape[-1]
+    return (share - smoothed) * weights[..., None]
 
 
 def prediction_terms(name: str, sums: Sums, labels, weights, unigram_nll) -> dict[str, Term]:
@@ -362,7 +361,7 @@ def prediction_terms(name: str, sums: Sums, labels, weights, unigram_nll) -> dic
     total = weights.sum()
     unigram = jnp.sum(jnp.asarray(unigram_nll)[labels] * weights)
     return {
-        name: Term(sums.nll, total),
+        name: Term(sums.loss, total),
         "accuracy": Term(sums.correct, total, scale=0.0),
         "unigram_loss": Term(unigram, total, scale=0.0),
     }

@@ -57,6 +57,7 @@ def build(config, vocabulary) -> Objective:
     transformer = TransformerConfig.create(
         config.model, vocabulary.size, config.data.sequence_length
     )
+    regularisation = {key: config.objective[key] for key in ("label_smoothing", "z_loss")}
     unigram_nll = base.unigram_nll(vocabulary)
     bytes_per_id = np.asarray(vocabulary.bytes_per_id, np.float32)
 
@@ -75,7 +76,6 @@ def build(config, vocabulary) -> Objective:
         return query(row, jnp.arange(row.tokens.shape[0]))
 
     query = functools.partial(_query, config, vocabulary)
-    regularisers = _regularisers(config.objective)
 
     def loss(apply, params, example, knobs, key, train):
         variables = {"params": params}
@@ -86,16 +86,14 @@ def build(config, vocabulary) -> Objective:
             example.labels,
             example.weights,
             transformer.logits_chunk,
-            also=regularisers if train else (),
+            **(regularisation if train else {}),
         )
         terms = base.prediction_terms(
             "causal_lm", sums, example.labels, example.weights, unigram_nll
         )
         label_bytes = jnp.sum(jnp.asarray(bytes_per_id)[example.labels] * example.weights)
         terms["bits_per_byte"] = Term(sums.nll / math.log(2), label_bytes, scale=0.0)
-        if train:
-            _regularise(terms, sums, config.objective)
-        return terms
+        return terms | _regularised(terms["causal_lm"], sums)
 
     return Objective(
         model=base.LanguageModel(transformer, causal=True),
@@ -141,20 +139,14 @@ def _query(config, vocabulary, row: Row, positions: jax.Array) -> Example:
     )
 
 
-def _regularisers(objective) -> tuple[str, ...]:
-    """The sums that `_regularise` reads."""
-    wanted = {"uniform": objective.label_smoothing, "squared_log_z": objective.z_loss}
-    return tuple(name for name, share in wanted.items() if share)
-
-
-def _regularise(terms: dict[str, Term], sums: base.Sums, objective) -> None:
-    """Adds the terms that only training has.
-
-    Against the smoothed label, (1 - e) one-hot + e uniform, the cross-entropy is the sum of two.
-    """
-    plain, share = terms["causal_lm"], objective.label_smoothing
-    if share:
-        terms["causal_lm"] = plain._replace(scale=1 - share)
-        terms["label_smoothing"] = Term(sums.uniform, plain.weight, scale=share)
-    if objective.z_loss:
-        terms["z_loss"] = Term(sums.squared_log_z, plain.weight, scale=objective.z_loss)
+def _regularised(plain: Term, sums: base.Sums) -> dict[str, Term]:
+    """The terms that training has beside the plain cross-entropy, which is then a figure only."""
+    regularisers = {"label_smoothing": sums.uniform, "z_loss": sums.squared_log_z}
+    terms = {
+        name: Term(value, plain.weight, scale=0.0)
+        for name, value in regularisers.items()
+        if value is not None
+    }
+    if not terms:
+        return {}
+    return terms | {"regularised": plain, "causal_lm": Term(sums.nll, plain.weight, scale=0.0)}

@@ -75,7 +75,7 @@ def masked_prediction(config, call, hidden, example, fake):
         config.model.logits_chunk,
     )
     terms = {
-        "discriminator": Term(sums.nll, weights.sum()),
+        "discriminator": Term(sums.loss, weights.sum()),
         "discriminator_accuracy": Term(sums.correct, weights.sum(), scale=0.0),
         "replaced": _mean(fake.replaced, fake.valid),
     }

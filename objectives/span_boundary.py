@@ -124,7 +124,7 @@ def build(config, vocabulary) -> Objective:
         )
         pairs = example.boundary_weights.sum()
         return terms | {
-            "span_boundary": Term(sums.nll, pairs, weight, smooth),
+            "span_boundary": Term(sums.loss, pairs, weight, smooth),
             "boundary_accuracy": Term(sums.correct, pairs, scale=0.0),
         }
 

@@ -26,26 +26,29 @@ def inputs():
     return hidden, table, labels, weights
 
 
-ALSO = ("uniform", "squared_log_z")
+REGULARISED = {"label_smoothing": 0.1, "z_loss": 0.01}
 
 
 @functools.partial(jax.jit, static_argnums=4)
 def sums(hidden, table, labels, weights, chunk):
-    return base.cross_entropy(lambda h: h @ table.T, hidden, labels, weights, chunk, ALSO)
+    project = lambda h: h @ table.T
+    return base.cross_entropy(project, hidden, labels, weights, chunk, **REGULARISED)
 
 
 def by_hand(hidden, table, labels, weights):
-    """nll, correct, uniform and squared_log_z, each position by itself in 64 bits."""
+    """The regularised loss, then its parts and hits, each position by itself in 64 bits."""
     hidden, table, labels, weights = (np.asarray(x) for x in (hidden, table, labels, weights))
-    totals = np.zeros(4)
+    totals = np.zeros(5)
     for b in range(B):
         for k in range(K):
             logits = table.astype(np.float64) @ hidden[b, k].astype(np.float64)
             log_z = math.log(np.exp(logits).sum())
+            nll, uniform = log_z - logits[labels[b, k]], np.mean(log_z - logits)
             values = (
-                log_z - logits[labels[b, k]],
+                0.9 * nll + 0.1 * uniform + 0.01 * log_z**2,
+                nll,
                 logits.argmax() == labels[b, k],
-                np.mean(log_z - logits),
+                uniform,
                 log_z**2,
             )
             totals += weights[b, k] * np.array(values, np.float64)
@@ -68,12 +71,12 @@ def test_what_is_not_asked_for_is_not_there(inputs):
     total = base.cross_entropy(lambda h: h @ table.T, hidden, labels, weights, 3)
     assert total.uniform is None
     assert total.squared_log_z is None
-    np.testing.assert_allclose(np.array(total[:2]), by_hand(*inputs)[:2], rtol=1e-5)
+    np.testing.assert_allclose(np.array(total[1:3]), by_hand(*inputs)[1:3], rtol=1e-5)
+    assert total.loss == total.nll
 
 
 def loss(hidden, table, labels, weights, chunk):
-    total = base.cross_entropy(lambda h: h @ table.T, hidden, labels, weights, chunk, ALSO)
-    return total.nll + 0.1 * total.uniform + 0.01 * total.squared_log_z
+    return sums(hidden, table, labels, weights, chunk).loss
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 5, 10])
@@ -83,7 +86,6 @@ def test_gradients_are_those_of_differences_by_hand(inputs, chunk, scale):
     gradient = jax.jit(jax.grad(lambda *args: scale * loss(*args), (0, 1)), static_argnums=4)(
         *inputs, chunk
     )
-    weigh = lambda totals: scale * (totals[0] + 0.1 * totals[2] + 0.01 * totals[3])
     rng = np.random.default_rng(0)
     for argument, found in enumerate(gradient):
         for place in rng.permutation(found.size)[:12]:
@@ -93,22 +95,31 @@ def test_gradients_are_those_of_differences_by_hand(inputs, chunk, scale):
                 moved = [np.asarray(x, np.float64) for x in inputs]
                 moved[argument][index] += step
                 moved[2] = np.asarray(inputs[2])
-                values.append(weigh(by_hand(*moved)))
+                values.append(scale * by_hand(*moved)[0])
             np.testing.assert_allclose(found[index], (values[0] - values[1]) / 2e-5, atol=1e-5)
 
 
+def test_a_gradient_comes_from_the_loss_alone_and_none_flows_into_the_weights(inputs):
+    for field in ("nll", "correct", "uniform", "squared_log_z"):
+        found = jax.grad(lambda h, field=field: getattr(sums(h, *inputs[1:], 3), field))(inputs[0])
+        assert not np.any(found)
+    assert not np.any(jax.grad(loss, 3)(*inputs, 3))
+
+
 def test_gradients_of_16_bit_states_are_those_in_32_bits(inputs):
+    """To two roundings of 2^-8 each; the factor is not one that leaves the second out."""
     hidden, table, labels, weights = inputs
     hidden = hidden.astype(jnp.bfloat16)
     project = lambda h, table: (h.astype(jnp.float32) @ table.T).astype(jnp.float32)
 
     def loss(hidden, table):
-        return base.cross_entropy(lambda h: project(h, table), hidden, labels, weights, 3).nll
+        chunk = lambda h: project(h, table)
+        return 0.3 * base.cross_entropy(chunk, hidden, labels, weights, 3, **REGULARISED).loss
 
     short = jax.grad(loss, (0, 1))(hidden, table)
     exact = jax.grad(loss, (0, 1))(hidden.astype(jnp.float32), table)
     assert [gradient.dtype for gradient in short] == [jnp.bfloat16, jnp.float32]
-    np.testing.assert_allclose(short[0].astype(jnp.float32), exact[0], rtol=2**-8)
+    np.testing.assert_allclose(short[0].astype(jnp.float32), exact[0], rtol=2 * 2**-8 + 2**-16)
     np.testing.assert_allclose(short[1], exact[1], rtol=1e-5, atol=1e-6)
 
 
@@ -125,7 +136,7 @@ def test_gradients_flow_into_all_that_the_projection_reads(inputs):
 
     def loss(parameters, hidden):
         project = lambda h: h @ parameters["table"].T + parameters["bias"][None, None]
-        return base.cross_entropy(project, hidden, labels, weights, 3).nll
+        return base.cross_entropy(project, hidden, labels, weights, 3).loss
 
     def plain(parameters, hidden):
         logits = hidden @ parameters["table"].T + parameters["bias"][None, None]
@@ -140,15 +151,17 @@ def test_gradients_flow_into_all_that_the_projection_reads(inputs):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, want)
 
 
-def test_no_logits_are_computed_twice():
+@pytest.mark.parametrize("function", ["plain_loss", "loss"])
+def test_no_logits_are_computed_twice(function):
     """Forward and backward together hold three products with the table, as one without chunks."""
     args = (jnp.ones((2, 8, 4)), jnp.ones((5, 4)), jnp.zeros((2, 8), jnp.int32), jnp.ones((2, 8)))
-    text = str(jax.make_jaxpr(jax.grad(plain_loss, (0, 1)), static_argnums=4)(*args, 2))
+    gradient = jax.grad(globals()[function], (0, 1))
+    text = str(jax.make_jaxpr(gradient, static_argnums=4)(*args, 2))
     assert text.count("dot_general[") == 3
 
 
 def plain_loss(hidden, table, labels, weights, chunk):
-    return base.cross_entropy(lambda h: h @ table.T, hidden, labels, weights, chunk).nll
+    return base.cross_entropy(lambda h: h @ table.T, hidden, labels, weights, chunk).loss
 
 
 def largest_buffer(function, *args):
@@ -177,8 +190,8 @@ def test_the_loss_is_float32_for_bfloat16_logits(inputs):
     hidden, table, labels, weights = inputs
     project = lambda h: (h @ table.T).astype(jnp.bfloat16)
     total = base.cross_entropy(project, hidden, labels, weights, 3)
-    assert {leaf.dtype for leaf in total[:2]} == {jnp.dtype("float32")}
-    np.testing.assert_allclose(total.nll, by_hand(*inputs)[0], rtol=1e-2)
+    assert {leaf.dtype for leaf in total[:3]} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(total.loss, by_hand(*inputs)[1], rtol=1e-2)
 
 
 def test_unigram_nll_is_add_one_smoothed():

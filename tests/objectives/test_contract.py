@@ -13,6 +13,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from objectives import base
 from pretraining.config import objective_names
 
 NAMES = objective_names()
@@ -27,7 +28,8 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def config(name, make_config):
-    return make_config(name, **{"model.dropout": 0.1, "model.attention_dropout": 0.1})
+    dropout = {"model.dropout": 0.1, "model.attention_dropout": 0.1}
+    return make_config(name, **dropout, **{"model.logits_chunk": 2})
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +201,31 @@ def test_gradients_are_finite_and_reach_every_parameter(gradient, examples):
         # The softmax does not feel a bias that is common to all keys.
         if not where.endswith("['key']['bias']"):
             assert np.abs(leaf).max() > 0, where
+
+
+def plain_cross_entropy(project, hidden, labels, weights, chunk):
+    """As in a textbook, with all logits at once and JAX's own gradient."""
+    log_probs = jax.nn.log_softmax(project(hidden).astype(jnp.float32))
+    nll = -jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
+    correct = log_probs.argmax(axis=-1) == labels
+    loss = jnp.sum(nll * weights)
+    return base.Sums(loss, loss, jnp.sum(jnp.where(correct, weights, 0.0)))
+
+
+def test_the_gradient_is_that_of_a_plain_cross_entropy(
+    objective, examples, params, gradient, total, monkeypatch
+):
+    found = gradient(examples)
+    monkeypatch.setattr(base, "cross_entropy", plain_cross_entropy)
+
+    @jax.jit
+    def run(params, examples):
+        return total(objective.loss(objective.model.apply, params, examples, {}, None, False))
+
+    wanted = jax.grad(run)(params, examples)
+    scale = float(optax.tree.norm(wanted))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * scale)
 
 
 def test_microbatches_add_up_to_the_batch(objective, examples, params, gradient, terms):
