@@ -9,7 +9,8 @@ later (and need not be repeated), the yardstick has the figures of those tasks.
 
 With --population=N runs that differ only in seeds, learning rate, mask rate and the like train as
 one program, up to N of them, much faster where one alone leaves the device idle; what remains of
-them, those of a program that failed, and runs that fit with nobody, follow one by one.
+them, those of a program that failed, and runs that fit with nobody, follow one by one. Printed
+lines (--launcher=print) are those of single runs in any case.
 
 In the folder: sweep.json, runs.csv (the table), runs/<name>/ (ordinary run folders),
 logs/<name>.log. Exit status: 0 when all runs are done, 1 when one failed, 130 and 143 after SIGINT
@@ -166,7 +167,8 @@ def _train(
     That is also those whose population failed: one run that it broke on must not keep the others
     from being trained.
     """
-    groups = {together.name(group): group for group in together.populations(missing(), at_most)}
+    groups = [] if stop() else together.populations(missing(), at_most)
+    groups = {together.name(group): group for group in groups}
     if groups and not stop():
         jobs = [Job(name, [together.command(g)], state.log(name)) for name, g in groups.items()]
         runs = {name: [each.name for each in group] for name, group in groups.items()}

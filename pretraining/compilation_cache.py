@@ -26,6 +26,7 @@ from pretraining import processes
 from pretraining.data import cache
 
 MAX_BYTES = 2 << 30  # above it the programs unused for longest go; one of ours takes 0.1 to 20 MB
+_NO_LIMIT = -1  # of size, in JAX's words
 _CPUINFO = pathlib.Path("/proc/cpuinfo")
 _TYPE = ("model name", "flags", "CPU implementer", "CPU part", "Features")  # lines of x86, of ARM
 _WAIT_S = 10.0  # for the lock of the folder, as long as JAX waits
@@ -43,11 +44,17 @@ def use(data_config) -> None:
     folder = cache.root(data_config) / "compiled" / _cpu()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_remains(folder)
+        _choose_settings()
+        if jax.config.jax_compilation_cache_max_size != _NO_LIMIT:
+            _remove_remains(folder)
     except OSError as error:  # also where another process holds the lock for long
         print(f"compiled programs are not kept: {error}", file=sys.stderr)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _choose_settings() -> None:
+    """Sets what the user leaves open."""
     settings = {
         "jax_compilation_cache_max_size": MAX_BYTES,
         "jax_persistent_cache_min_compile_time_secs": 0.0,  # small ones add up
@@ -69,7 +76,8 @@ def _cpu() -> str:
 def _remove_remains(folder: pathlib.Path) -> None:
     """Entries in whose writing a process died; JAX would stumble over them at every start.
 
-    It notes the use of an entry as the last thing of writing it, before it gives back the lock.
+    It notes the use of an entry as the last thing of writing it, before it gives back the lock;
+    without a limit of size it notes none.
     """
     with filelock.FileLock(folder / ".lockfile", timeout=_WAIT_S):
         for entry in folder.glob(f"*{_PROGRAM}"):

@@ -58,9 +58,19 @@ def library_can_ask() -> bool:
 def _is_command(module):
     """Was this process started by `python [options] -m MODULE` and the arguments it has?"""
     given = ["-m", module.removesuffix(".__main__"), *sys.argv[1:]]
-    options = sys.orig_argv[1 : -len(given)]
-    alone = sys.orig_argv[-len(given) :] == given and not {"-m", "-c", "-"} & set(options)
+    alone = sys.orig_argv[-len(given) :] == given and _are_options(sys.orig_argv[1 : -len(given)])
     return alone and sys.gettrace() is None
+
+
+def _are_options(words):
+    """Are they options of Python alone? A debugger's script or module stands among others."""
+    words = iter(words)
+    for word in words:
+        if word in ("-X", "-W"):
+            next(words, None)  # its value
+        elif not word.startswith("-") or word in ("-m", "-c", "-"):
+            return False
+    return True
 
 
 def _on_request(setting):

@@ -122,6 +122,18 @@ def test_what_a_killed_process_has_left_is_removed(untold, tmp_path):
     assert {path.name for path in folder.glob("*-*")} == {"whole-cache", "whole-atime"}
 
 
+def test_without_a_limit_of_size_all_is_kept(untold, tmp_path, monkeypatch):
+    """JAX then notes no use of an entry."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_MAX_SIZE", "-1")
+    jax.config.update("jax_compilation_cache_max_size", -1)  # as JAX does at its import
+    compilation_cache.use(data_config(tmp_path))
+    entry = pathlib.Path(jax.config.jax_compilation_cache_dir) / "whole-cache"
+    entry.touch()
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.use(data_config(tmp_path))
+    assert entry.exists()
+
+
 def test_nothing_is_removed_while_another_process_writes(untold, tmp_path, monkeypatch, capsys):
     compilation_cache.use(data_config(tmp_path))
     folder = pathlib.Path(jax.config.jax_compilation_cache_dir)

@@ -88,7 +88,9 @@ def test_where_it_would_not_help_nothing_happens(folder, text):
 RUN = "import runpy, sys; sys.argv = ['program', {!r}]; runpy.run_module('program', run_name={!r})"
 
 
-@pytest.mark.parametrize("kind", ["code", "script", "another module", "debugger"])
+@pytest.mark.parametrize(
+    "kind", ["code", "script", "another module", "debugger", "script of a debugger"]
+)
 def test_a_process_that_is_not_the_command_alone_is_never_replaced(folder, kind):
     setting = str(folder / "enabled")
     code = RUN.format(setting, "__main__")
@@ -97,11 +99,16 @@ def test_a_process_that_is_not_the_command_alone_is_never_replaced(folder, kind)
         "import runpy, sys; sys.settrace(lambda *_: None); sys.argv = ['program', *sys.argv[2:]]\n"
         "runpy.run_module('program', run_name='__main__')"
     )
+    (folder / "runner.py").write_text(  # sees what is executed in a way that nobody can see
+        "import runpy, sys; sys.argv = ['program', *sys.argv[3:]]\n"
+        "runpy.run_module('program', run_name='__main__')"
+    )
     command = {
         "code": ("-c", code),
         "script": (str(folder / "script.py"),),
         "another module": ("-m", "script"),
         "debugger": ("-m", "tracer", "program", setting),
+        "script of a debugger": (str(folder / "runner.py"), "-m", "program", setting),
     }[kind]
     _, used = lines(folder, *command)
     assert used == "used None"

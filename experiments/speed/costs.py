@@ -72,19 +72,19 @@ TPU = {"model.dtype": "bfloat16", "model.execution": "scanned", "tokenizer.size"
 
 def main(part: str | None, rounds: str | None, output: str | None) -> int:
     """The command."""
-    parts = {"growth": growth, "kernels": kernels}
+    count = cli.number("rounds", rounds, 7, at_least=2)
+    parts = {"growth": functools.partial(growth, count), "kernels": kernels}
     if part not in (None, *parts):
         raise UserError(f"--part={part!r}: {' or '.join(parts)}, or left out for both")
     if output and not part:
         raise UserError(
             f"--output={output!r} is one page: choose --part={' or --part='.join(parts)}"
         )
-    count = cli.number("rounds", rounds, 7, at_least=2)
     paths = {name: page.place(f"costs_{name}", output) for name in ([part] if part else parts)}
     for name, path in paths.items():
         options = {"part": name, "rounds": count if name == "growth" else None}
         origin = page.origin("costs", options, PACKAGES[name])
-        text, figure = parts[name](count)
+        text, figure = parts[name]()
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
         page.write(path, f"# Costs: {name}", origin, text)
     return 0
@@ -195,7 +195,7 @@ def _growth_table(name: str, curve: Mapping[float, Cost]) -> str:
 # ----------------------------------------------------------------------------------------- kernels
 
 
-def kernels(_: int) -> tuple[str, Figure]:
+def kernels() -> tuple[str, Figure]:
     """Temporaries of an update for a TPU against length, of both kernels; and who has none."""
     device = plan.devices(TOPOLOGY)[0]
     settings = {

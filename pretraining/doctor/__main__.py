@@ -27,6 +27,9 @@ import sys
 import textwrap
 from json import dumps
 
+from pretraining import doctor
+from pretraining.doctor import reference
+from pretraining.doctor.record import find
 from pretraining.errors import UserError
 
 _WIDTH = 100
@@ -34,11 +37,7 @@ _WIDTH = 100
 
 def main(workdir: str, json: bool = False, full: bool = False, record: bool = False) -> int:
     """Examines a run, or every run of a folder; see the module's docstring."""
-    from pretraining import doctor
-    from pretraining.doctor import reference
-    from pretraining.doctor.record import find
-
-    records, unread = _read(doctor.read_record, find(workdir))
+    records, unread = _read(find(workdir))
     if record:
         _print("\n".join(map(str, reference.save(reference.record(records)))))
         return int(unread)
@@ -48,7 +47,7 @@ def main(workdir: str, json: bool = False, full: bool = False, record: bool = Fa
     return int(unread or any(f.severity == "warning" for _, findings in found for f in findings))
 
 
-def _read(read, folders: list) -> tuple[list, bool]:
+def _read(folders: list) -> tuple[list, bool]:
     """The runs that can be read, and whether there are others, which are named.
 
     Raises:
@@ -57,7 +56,7 @@ def _read(read, folders: list) -> tuple[list, bool]:
     records, errors = [], []
     for folder in folders:
         try:
-            records.append(read(folder))
+            records.append(doctor.read_record(folder))
         except UserError as error:
             errors.append(error)
     if not records:
