@@ -101,7 +101,13 @@ def _update(state: State, grads, optimizer, ema_decay: float, finite, losses) ->
     now = jnp.where(finite, 0, 1).astype(jnp.int32)
     in_a_row = (state.skipped_in_a_row + now) * now
     return State(
-        state.step + 1, params, optimizer_state, ema, state.skipped + now, in_a_row, losses
+        step=state.step + 1,
+        params=params,
+        optimizer=optimizer_state,
+        ema=ema,
+        skipped=state.skipped + now,
+        skipped_in_a_row=in_a_row,
+        losses=losses,
     )
 
 

@@ -130,7 +130,18 @@ def plan(
         flat = config_lib.flatten(config)
         parsed = {key: flat[key] for key in own}
         folder = workdir / "runs" / run.name
-        found.append(Planned(run, parsed, folder, config, sample, tasks, digests, cost))
+        found.append(
+            Planned(
+                run=run,
+                overrides=parsed,
+                folder=folder,
+                config=config,
+                sample=sample,
+                tasks=tasks,
+                digests=digests,
+                cost=cost,
+            )
+        )
     return found
 
 

@@ -59,16 +59,16 @@ def row(planned: Planned, metric: str, status: str | None) -> Row:
     """
     run, done = planned.run, is_done(planned)
     return Row(
-        planned.name,
-        run.variant,
-        run.seed,
-        run.config,
-        json.dumps(planned.overrides),
-        DONE if done else (status or WAITING),
-        planned.cost.steps if done else step(planned.folder),
-        planned.cost.steps,
-        _result(planned, metric) if done else "",
-        str(planned.folder),
+        name=planned.name,
+        variant=run.variant,
+        seed=run.seed,
+        config=run.config,
+        overrides=json.dumps(planned.overrides),
+        status=DONE if done else (status or WAITING),
+        step=planned.cost.steps if done else step(planned.folder),
+        steps=planned.cost.steps,
+        result=_result(planned, metric) if done else "",
+        folder=str(planned.folder),
     )
 
 

@@ -49,7 +49,7 @@ from experiments import sizes
 from experiments.running import launchers, machine, together
 from experiments.running.launchers import Job
 from experiments.running.planned import Cost, Planned, Run
-from experiments.speed import page
+from experiments.speed import fresh, page
 from pretraining import config as config_lib
 from pretraining import metrics
 from pretraining.data.row import SPECIAL_POSITIONS
@@ -132,8 +132,18 @@ def plan(
         seeds = {f"seed.{name}": number for name in config.seed}
         rate = {"optimizer.learning_rate": peak * (1 if one_rate else 1 + number / count)}
         own = {**overrides, **seeds, **rate}
-        run, cost = Run(f"member{number}", 0, RECIPE, own), Cost(0, 0, 0.0, 0.0)
-        found.append(Planned(run, own, folder / f"member{number}", config, "", "", {}, cost))
+        found.append(
+            Planned(
+                run=Run(f"member{number}", 0, RECIPE, own),
+                overrides=own,
+                folder=folder / f"member{number}",
+                config=config,
+                sample="",
+                tasks="",
+                digests={},
+                cost=Cost(steps=0, tokens=0, flops=0.0, peak=0.0),
+            )
+        )
     return found
 
 
@@ -155,13 +165,9 @@ def time_round(kind: Kind, planned: list[Planned], folder: pathlib.Path) -> Time
     if kind.population:
         commands = [together.command(planned)]
     jobs = [Job(str(n), [words], folder / f"{n}.log") for n, words in enumerate(commands)]
-    compiled = {
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
+    cache = fresh.environment(folder / "cache")
     shares = [
-        share._replace(environment=share.environment | compiled)
+        share._replace(environment=share.environment | cache)
         for share in machine.shares(kind.at_once)
     ]
     began = time.perf_counter()

@@ -41,11 +41,9 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from configs import base
-from experiments.speed import page
+from experiments.speed import fresh, page
 from pretraining import metrics
 from pretraining.config import objective_names
-from pretraining.data import cache
 from pretraining.errors import UserError
 from pretraining.goodput import PREFIX
 
@@ -100,7 +98,7 @@ def _first_updates(count: int) -> Iterator[tuple]:
         kinds = {"cold": [], "second": []}
         for _ in range(count):
             with tempfile.TemporaryDirectory() as folder:
-                environment = _without_compiled(pathlib.Path(folder))
+                environment = fresh.environment(pathlib.Path(folder, "cache"))
                 for kind, starts in kinds.items():
                     starts.append(first_update(recipe, pathlib.Path(folder, kind), environment))
         for kind, starts in kinds.items():
@@ -115,15 +113,6 @@ def first_update(recipe: str, workdir: pathlib.Path, environment: dict[str, str]
     line = metrics.read(workdir / metrics.FILE)[0]
     totals = {k.removeprefix(PREFIX): v for k, v in line.items() if k.startswith(PREFIX)}
     return Start(sum(totals.values()), totals, timed.cpu)
-
-
-def _without_compiled(folder: pathlib.Path) -> dict[str, str]:
-    """Variables of a process whose cache holds the stores that are there, and nothing compiled."""
-    there = cache.root(base.get_config().data)
-    (folder / "cache").mkdir()
-    for name in ("stores", "tokenizers"):
-        (folder / "cache" / name).symlink_to(there / name)
-    return {"PRETRAINING_CACHE": str(folder / "cache")}
 
 
 # -------------------------------------------------------------------------------------------- help
