@@ -26,7 +26,7 @@ def load(workdir: str | pathlib.Path, step: int | None = None, ema: bool = False
     """Opens a run folder on the CPU.
 
     What this process compiles is then kept in the project's cache (`compilation_cache.use`), as in
-    every command, unless it has chosen a place of its own.
+    training, unless it has chosen a place of its own.
 
     Args:
       workdir: folder of the run.
