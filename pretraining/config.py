@@ -288,6 +288,12 @@ def untraced(config: ml_collections.ConfigDict, knobs: Collection[str]) -> dict[
     return {key: value for key, value in flatten(config).items() if not is_traced(key)}
 
 
+def without_seeds(config: ml_collections.ConfigDict) -> str:
+    """What configs that differ in nothing but `seed.*` have alike."""
+    kept = {key: value for key, value in flatten(config).items() if not key.startswith("seed.")}
+    return json.dumps(kept, default=str)
+
+
 def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> dict[str, str]:
     """{key: "old -> new"} of the keys whose change makes another run of it."""
     before, after = (flatten(json.loads(to_json(config))) for config in (old, new))

@@ -102,10 +102,9 @@ class Lines:
 
 
 def work(config, vocabulary) -> dict[str, float]:
-    """What `metrics.Speed` has to know of an update, by its keywords."""
+    """What `metrics.Speed` has to know of an update, by its keywords; `peak` is the devices'."""
     payload = config.data.sequence_length - SPECIAL_POSITIONS
     return {
         "step_tokens": config.train.batch_size * payload,
         "step_flops": flops.step_flops(config, vocabulary),
-        "peak": flops.peak_flops(config),
     }

@@ -36,6 +36,7 @@ from pretraining import (
     checkpoint,
     compilation_cache,
     evaluate,
+    flops,
     goodput,
     init_from,
     metrics,
@@ -265,7 +266,8 @@ class Run:
     def lines(self, step: int, rewinds: list[dict]) -> report_lib.Lines:
         """What writes the metrics of the updates after `step`."""
         work = report_lib.work(self.config, self.prepared.vocabulary)
-        return self.make_lines(step, rewinds, metrics.Speed(self.ledger, **work))
+        speed = metrics.Speed(self.ledger, peak=flops.peak_flops(self.config), **work)
+        return self.make_lines(step, rewinds, speed)
 
     def make_lines(self, step: int, rewinds: list[dict], speed: metrics.Speed) -> report_lib.Lines:
         config, train, skips = self.config, self.prepared.train, guard_lib.skips(rewinds)

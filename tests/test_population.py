@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from experiments import results
 from pretraining import (
     benchmark,
     checkpoint,
@@ -426,6 +427,12 @@ def test_times_of_members_are_shares_that_add_up(together):
         for line in own:
             tokens = 16 * 29 / line["time/step_s"]  # of a member, while it had the program
             assert line["time/tokens_per_s"] == pytest.approx(tokens)
+
+
+def test_each_counts_the_flops_of_its_own_single_run(together, alone):
+    ours, theirs = ({r.name: r.step_flops for r in results.read(at)} for at in (together, alone))
+    assert ours == pytest.approx(theirs, rel=1e-9)
+    assert len(set(theirs.values())) == 3  # by the rates of their masks
 
 
 def test_killed_in_the_middle_of_a_save_it_ends_as_undisturbed(members, together, alone, tmp_path):

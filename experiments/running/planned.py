@@ -1,7 +1,6 @@
 """The runs of a sweep before any of them starts: their commands, checked, and what they cost."""
 
 import fnmatch
-import json
 import os
 import pathlib
 import sys
@@ -285,17 +284,12 @@ def _rehearse(runs: Sequence[Run], configs: Sequence[Any], share: Share) -> list
 
     In a process of its own: it takes the devices, which the runs want.
     """
-    keys, items = [_key(config) for config in configs], {}
+    keys, items = [config_lib.without_seeds(config) for config in configs], {}
     for key, run, config in zip(keys, runs, configs, strict=True):
         items.setdefault(key, (run.name, config_lib.to_json(config)))
     with ProcessPoolExecutor(1, get_context("spawn"), _begin, (share, os.getcwd())) as pool:
         costs = pool.submit(_costs, list(items.values())).result()
     return [dict(zip(items, costs, strict=True))[key] for key in keys]
-
-
-def _key(config) -> str:
-    flat = config_lib.flatten(config)
-    return json.dumps({k: v for k, v in flat.items() if not k.startswith("seed.")}, default=str)
 
 
 def _begin(share: Share, folder: str) -> None:

@@ -16,8 +16,9 @@ folder, `left_population`; nothing more is written there, the others go on, in l
 status: 0 at the end, also where some have left; 2 where all have, and for a mistake or a full disk;
 143 and 130 after SIGTERM and SIGINT, which save. One process alone trains a population.
 
-Each member is charged its share of the program's time, 1 / N, so that the members' times add up;
-`time/tokens_per_s` and `time/mfu` are then those of the whole program.
+Each member is charged its share of the program's time, 1 / N, so that the members' times add up:
+`time/tokens_per_s` is then that of the whole program. `time/mfu` counts the FLOPs of the member's
+own single run, and the mean of all members is that of the program.
 """
 
 from pretraining import cli

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from pretraining import (
     checkpoint,
     evaluate,
+    flops,
     goodput,
     init_from,
     metrics,
@@ -22,6 +23,7 @@ from pretraining import (
     sharding,
     train,
 )
+from pretraining import config as config_lib
 from pretraining import guard as guard_lib
 from pretraining import report as report_lib
 from pretraining import state as state_lib
@@ -86,14 +88,25 @@ class Population(train.Run):
         return jax.device_put(jax.tree.map(lambda *parts: np.stack(parts), *rows), where)
 
     def lines(self, step: int, rewinds: list[dict]) -> "Lines":
-        work = report_lib.work(self.config, self.prepared.vocabulary)
-        work["share"] = 1 / len(self.members)
-        speeds = [metrics.Speed(each.ledger, **work) for each in self.members]
         lines = [
             each.make_lines(step, rewinds, speed)
-            for each, speed in zip(self.members, speeds, strict=True)
+            for each, speed in zip(self.members, self._speeds(), strict=True)
         ]
         return Lines(lines, self)
+
+    def _speeds(self) -> list[metrics.Speed]:
+        """Each with the FLOPs of its own single run, counted once for all that differ in seeds."""
+        share, peak = 1 / len(self.members), flops.peak_flops(self.config)
+        keys = [config_lib.without_seeds(each.config) for each in self.members]
+        distinct = dict(zip(keys, self.members, strict=True))
+        works = {
+            key: report_lib.work(each.config, each.prepared.vocabulary)
+            for key, each in distinct.items()
+        }
+        return [
+            metrics.Speed(each.ledger, peak=peak, share=share, **works[key])
+            for key, each in zip(keys, self.members, strict=True)
+        ]
 
     def save(self, step: int, state: state_lib.State) -> None:
         """Starts to write the checkpoints of `step`, each as that of a single run.
