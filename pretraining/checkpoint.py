@@ -87,14 +87,14 @@ class Checkpoints:
         shapes = {"/".join(path): _shape(leaf) for path, leaf in arrays.items()}
         self._sealing = self._thread.submit(self._seal, step, shapes, notes or {})
 
-    def newest(self) -> int | None:
-        """The newest step whose checkpoint is whole; None if there is none.
+    def newest(self, at_most: int | None = None) -> int | None:
+        """The newest step whose checkpoint is whole, and not after `at_most`; None = there is none.
 
         Newer ones that are not are logged, one line each, and left out from now on; the next
         `save` renames them to `<step>.damaged`.
         """
         self.wait()
-        step = processes.agree(self._newest)
+        step = processes.agree(lambda: self._newest(at_most))
         return None if step < 0 else step
 
     def notes(self, step: int) -> dict[str, Any]:
@@ -160,23 +160,34 @@ class Checkpoints:
             self.retire()
 
     def discard_after(self, step: int) -> None:
-        """Waits for the last save, and deletes the checkpoints newer than `step`, whole or not.
+        """Waits for the last save, and deletes the checkpoints newer than `step`.
 
         For a run that goes on from `step` although it holds newer ones: they would be taken for
-        those of the updates that it makes now.
+        those of the updates that it makes now. Those that `newest` found damaged are set aside, as
+        a save would do.
         """
         self.wait()
         if jax.process_index() == 0:
+            self._set_aside(self._damaged)
             for newer in _steps(self._folder):
                 if newer > step:
                     self._delete(self._folder / str(newer), newer)
 
     def retire(self) -> None:
-        """Deletes what is older than the newest `keep`; no save may be under way."""
-        try:
-            self._retire()
-        except OSError as error:  # e.g. of a network file system, while somebody reads in there
-            _log.warning("an old checkpoint in %s cannot be deleted: %s", self._folder, error)
+        """Deletes what Orbax left half written, and what is older than the newest `keep`.
+
+        No save may be under way.
+        """
+        entries, whole = _entries(self._folder), sealed(self._folder)
+        if not whole:
+            return
+        oldest = whole[-self._keep :][0]
+        for path, step in entries:
+            forever = self._keep_every and step % self._keep_every == 0 and step in whole
+            if path.name == str(step) and (step >= oldest or forever):
+                continue
+            if step < oldest or path.name.endswith(_UNWRITTEN):
+                self._delete(path, step)
 
     @contextlib.contextmanager
     def _failures(self, step: int) -> Iterator[None]:
@@ -199,26 +210,18 @@ class Checkpoints:
             if found == step and not (path / MANIFEST).exists():
                 path.rmtree(missing_ok=True)
 
-    def _retire(self) -> None:
-        """Deletes what Orbax left half written, and what is older than the newest `keep`."""
-        entries, whole = _entries(self._folder), sealed(self._folder)
-        if not whole:
-            return
-        oldest = whole[-self._keep :][0]
-        for path, step in entries:
-            forever = self._keep_every and step % self._keep_every == 0 and step in whole
-            if path.name == str(step) and (step >= oldest or forever):
-                continue
-            if step < oldest or path.name.endswith(_UNWRITTEN):
-                self._delete(path, step)
-
     def _delete(self, path, step: int) -> None:
-        (path / MANIFEST).unlink(missing_ok=True)  # first: half a checkpoint is none
-        path.rmtree()
         self._verified.discard(step)
+        try:
+            (path / MANIFEST).unlink(missing_ok=True)  # first: half a checkpoint is none
+            path.rmtree()
+        except OSError as error:  # e.g. of a network file system, while somebody reads in there
+            _log.warning("checkpoint %s cannot be deleted: %s", path, error)
 
-    def _newest(self) -> int:
-        step, damage = _newest(self._folder, self._verified, known_damaged=self._damaged)
+    def _newest(self, at_most: int | None) -> int:
+        step, damage = _newest(
+            self._folder, self._verified, at_most=at_most, known_damaged=self._damaged
+        )
         self._damaged |= damage.keys()
         self._verified |= {step} - {-1}
         return step

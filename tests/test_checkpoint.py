@@ -305,6 +305,27 @@ def test_a_damaged_step_may_be_saved_unseen(open_checkpoints, saved):
         assert_same_bits(restored(checkpoints, 20), host_state(seed))
 
 
+def test_what_is_newer_may_be_left_out(open_checkpoints, saved):
+    checkpoints = open_checkpoints()
+    assert [checkpoints.newest(step) for step in (25, 20, 19, 10, 9)] == [20, 20, 10, 10, None]
+
+
+def test_what_is_discarded_but_cannot_be_deleted_counts_no_more(
+    open_checkpoints, saved, monkeypatch, caplog
+):
+    from etils import epath
+
+    def fail(*_):
+        raise OSError("Directory not empty")
+
+    checkpoints = open_checkpoints()
+    checkpoints.newest()
+    monkeypatch.setattr(type(epath.Path(saved)), "rmtree", fail)
+    checkpoints.discard_after(10)
+    assert "checkpoints/20 cannot be deleted: Directory not empty" in caplog.text
+    assert checkpoints.newest() == open_checkpoints().newest() == 10
+
+
 def test_half_a_deletion_is_no_checkpoint(open_checkpoints, saved, monkeypatch):
     from etils import epath
 

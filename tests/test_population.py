@@ -20,6 +20,7 @@ from pretraining import (
     checkpoint,
     cli,
     goodput,
+    manifest,
     metrics,
     run_folder,
     signs,
@@ -481,26 +482,28 @@ class Saved:
 
     @contextlib.contextmanager
     def opened(self, start):
-        """As `open_population` does; it is to go on from `start`."""
-        members = []
-        for name in "ab":
-            (self._folder / name).mkdir(exist_ok=True)
-            place = self._folder / name / run_folder.CHECKPOINTS
-            own = checkpoint.Checkpoints(place, keep=1, retires=False)
-            fields = {"program": self._program, "checkpoints": own, "ledger": goodput.Ledger()}
-            members.append(make_member(self._folder / name, **fields))
-        whole = make_population(members, {})
-        assert (whole.checkpoints.newest() or 0) == start
-        whole.checkpoints.discard_after(start)
-        yield whole
-        for member in members:
-            member.checkpoints.close()
+        """As `open_population` does; it is to go on from `start`, and would save every 50 steps."""
+        with contextlib.ExitStack() as stack:
+            members = [self._member(stack, self._folder / name) for name in "ab"]
+            whole = make_population(members, {})
+            assert __main__.starting_step(members, whole.checkpoints, every=50) == start
+            whole.checkpoints.discard_after(start)
+            yield whole
+
+    def _member(self, stack, folder):
+        own = checkpoint.Checkpoints(folder / run_folder.CHECKPOINTS, keep=1, retires=False)
+        stack.callback(own.close)
+        fields = {"program": self._program, "checkpoints": own, "ledger": goodput.Ledger()}
+        return make_member(folder, **fields)
 
     def save(self, whole, step):
         whole.save(step, {"x": jnp.full((2, 2), jnp.float32(step))})
 
+    def place(self, name):
+        return self._folder / name / run_folder.CHECKPOINTS
+
     def held(self):
-        return [checkpoint.sealed(self._folder / name / run_folder.CHECKPOINTS) for name in "ab"]
+        return [checkpoint.sealed(self.place(name)) for name in "ab"]
 
     def kill_between(self, start, step):
         """Killed after a has the checkpoint of `step`, before b has it."""
@@ -508,7 +511,7 @@ class Saved:
             self.save(whole, step)
             for member in whole.members:
                 member.checkpoints.wait()
-        (self._folder / "b" / run_folder.CHECKPOINTS / str(step) / MANIFEST).unlink()
+        (self.place("b") / str(step) / MANIFEST).unlink()
         assert self.held() == [[start, step], [start]]
 
 
@@ -543,6 +546,39 @@ def test_killed_in_two_saves_there_is_still_a_step_that_all_hold(saved):
     saved.kill_between(200, 250)
     with saved.opened(200):
         assert saved.held() == [[200], [200]]
+
+
+def test_one_damaged_checkpoint_costs_the_other_members_nothing(saved):
+    flip_a_byte(saved.place("b") / "200")
+    told = "/a is at step 200, .*/b at step 0, and the newest step that all hold is 0: what is be"
+    with pytest.raises(UserError, match=told), saved.opened(0):
+        pass
+    assert saved.held() == [[200], [200]]
+
+
+def flip_a_byte(folder):
+    """In the largest of its files, the arrays."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
+    path = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_what_is_damaged_is_set_aside_and_what_is_whole_deleted(saved):
+    saved.kill_between(200, 250)
+    with saved.opened(200):
+        names = [sorted(path.name for path in saved.place(name).iterdir()) for name in "ab"]
+    assert names == [["200"], ["200", "250.damaged"]]
+
+
+def test_no_checkpoint_is_read_twice_to_find_where_to_go_on(saved, monkeypatch):
+    saved.kill_between(200, 250)
+    read, damage = [], manifest.damage
+    monkeypatch.setattr(manifest, "damage", lambda at, item="": read.append(at) or damage(at, item))
+    with saved.opened(200) as whole:
+        assert whole.checkpoints.newest() == 200
+    assert len(read) == len(set(read)) == 4
 
 
 def test_each_is_saved_as_itself(saved):

@@ -134,9 +134,7 @@ def open_population(
     members = [_open_member(*own, prepared) for own in each]
     left: dict[int, str] = {}
     checkpoints = Checkpoints(members, left)
-    if reason := check.apart(folders, configs[0].checkpoint.every):
-        raise UserError(f"{reason}: what is behind is to be trained alone (pretraining.train)")
-    start = checkpoints.newest() or 0
+    start = starting_step(members, checkpoints, configs[0].checkpoint.every)
     if any(map(check.steps, folders)):
         print(f"going on from step {start}, the newest that all members hold")
     for each in members:
@@ -170,6 +168,22 @@ def open_population(
         which=which,
         left=left,
     )
+
+
+def starting_step(members: Sequence[Member], checkpoints: Checkpoints, every: int) -> int:
+    """The newest step that all members hold whole; nothing is deleted yet.
+
+    Raises:
+      UserError: they are too far apart. One damaged checkpoint must not cost all others theirs.
+    """
+    folders = [each.folder for each in members]
+    if not (reason := check.apart(folders, every)):
+        common = checkpoints.newest() or 0
+        newest = [each.checkpoints.newest() or 0 for each in members]
+        reason = check.too_far(folders, newest, common, every)
+    if reason:
+        raise UserError(f"{reason}: what is behind is to be trained alone (pretraining.train)")
+    return common
 
 
 def _open_member(folder: pathlib.Path, config, own, ledger, held, prepared) -> Member:

@@ -17,8 +17,7 @@ def apart(folders: Sequence[pathlib.Path], every: int) -> str:
     """Why these runs cannot go on together; "" = they can.
 
     They can unless one has left a population, has gone back from a spike, to read other rows, or is
-    more than one save, `every` steps, beyond the newest step that all of them hold: so are none
-    that were killed in the middle of a save.
+    `too_far`, as far as can be told without reading whole checkpoints.
     """
     for folder in folders:
         if why := run_folder.why_left(folder):
@@ -26,7 +25,19 @@ def apart(folders: Sequence[pathlib.Path], every: int) -> str:
         if guard_lib.read_rewinds(folder):
             return f"{folder} has gone back from a loss spike"
     held = [{0, *steps(folder)} for folder in folders]
-    common, newest = max(set.intersection(*held)), [max(each) for each in held]
+    return too_far(folders, [max(each) for each in held], max(set.intersection(*held)), every)
+
+
+def too_far(folders: Sequence[pathlib.Path], newest: Sequence[int], common: int, every: int) -> str:
+    """Why one of these runs would lose too much by going on from what all hold; "" = none would.
+
+    It may lose one save, `every` steps. Killed in the middle of a save members are no further
+    apart, unless the program saved at a signal alone (`every` 0) or `every` was lowered since.
+
+    Args:
+      newest: step of each.
+      common: the newest step that all hold.
+    """
     if max(newest) - common <= every:
         return ""
     first, last = (folders[newest.index(which(newest))] for which in (max, min))

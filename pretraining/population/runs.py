@@ -209,8 +209,7 @@ class Checkpoints:
         steps = [each.checkpoints.newest() or 0 for each in self._members]
         while len(set(steps)) > 1:
             least = min(steps)
-            places = [each.folder / run_folder.CHECKPOINTS for each in self._members]
-            steps = [checkpoint.newest(place, at_most=least) or 0 for place in places]
+            steps = [each.checkpoints.newest(least) or 0 for each in self._members]
         return steps[0] or None
 
     def discard_after(self, step: int) -> None:
