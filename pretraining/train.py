@@ -122,7 +122,15 @@ def open_run(stack: contextlib.ExitStack, config, folder: pathlib.Path, ledger, 
     start = checkpoints.newest() or 0
     if start and jax.process_index() == 0:
         print(f"going on from the checkpoint of step {start}")
-    begin_folder(folder, config, prepared, program, checkpoints, ledger, start)
+    own = Resumable(
+        folder=folder,
+        config=config,
+        prepared=prepared,
+        program=program,
+        checkpoints=checkpoints,
+        ledger=ledger,
+    )
+    own.begin_folder(start)
 
     # ------------------------------------------------------------------------------------ compile
     ledger.enter("compile")
@@ -131,17 +139,8 @@ def open_run(stack: contextlib.ExitStack, config, folder: pathlib.Path, ledger, 
     terms = step_lib.evaluation_step(program.objective)
     evaluator = evaluate.Evaluator(terms, program.seeds, config, program.mesh, prepared.vocabulary)
     ledger.enter("start")
-    return Run(
-        folder=folder,
-        config=config,
-        prepared=prepared,
-        program=program,
-        checkpoints=checkpoints,
-        ledger=ledger,
-        update=update,
-        evaluator=evaluator,
-        stop=listen(stack, program.mesh),
-    )
+    stop = listen(stack, program.mesh)
+    return Run(**vars(own), update=update, evaluator=evaluator, stop=stop)
 
 
 def read_data(config, folder: pathlib.Path, ledger) -> tuple[Any, prepare.Prepared]:
@@ -167,13 +166,6 @@ def open_checkpoints(
     return stack.enter_context(contextlib.closing(checkpoints))
 
 
-def begin_folder(folder, config, prepared, program, checkpoints, ledger, start: int) -> None:
-    """Notes in the run folder that the run goes on from step `start`."""
-    check_schedules(folder, config, program, prepared.vocabulary, start)
-    ledger.go_back(_totals(checkpoints, start))
-    run_folder.record(folder, config, prepared.vocabulary, prepared.fingerprint, start)
-
-
 def listen(stack: contextlib.ExitStack, mesh) -> Callable[[], int]:
     """What is asked once a step: the signal that stops the run, on all processes, or 0."""
     received, agreement = stack.enter_context(signals.received()), processes.StopAgreement(mesh)
@@ -188,7 +180,7 @@ def loop(run, rewinds: list[dict]) -> tuple[state_lib.State, int, int]:
     A resumed run cuts its metrics back to the checkpoint and enters the loop after the save.
 
     Args:
-      run: a Run, or all runs of a population (population/runs.py).
+      run: a Run, or a Population (population/runs.py).
     """
     config, ledger = run.config, run.ledger
     start, total = run.checkpoints.newest() or 0, config.train.steps
@@ -227,13 +219,8 @@ def loop(run, rewinds: list[dict]) -> tuple[state_lib.State, int, int]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
-    """What the loop works with, the same after every rewind.
-
-    Attributes:
-      update: the compiled `(state, rows, seeds) -> (state, metrics)`; None = the run is at its end.
-      stop: asked once a step: the signal that stops the run, or 0.
-    """
+class Resumable:
+    """A run that can go on from any of its checkpoints; what updates it is not part of it."""
 
     folder: pathlib.Path
     config: Any
@@ -241,9 +228,13 @@ class Run:
     program: program_lib.Program
     checkpoints: checkpoint.Checkpoints
     ledger: goodput.Ledger
-    update: Callable | None = None
-    evaluator: evaluate.Evaluator | None = None
-    stop: Callable[[], int] | None = None
+
+    def begin_folder(self, start: int) -> None:
+        """Notes in the run folder that the run goes on from step `start`."""
+        vocabulary, fingerprint = self.prepared.vocabulary, self.prepared.fingerprint
+        check_schedules(self.folder, self.config, self.program, vocabulary, start)
+        self.ledger.go_back(_totals(self.checkpoints, start))
+        run_folder.record(self.folder, self.config, vocabulary, fingerprint, start)
 
     def begin(self, step: int) -> state_lib.State:
         """The state of the checkpoint of `step`, or that of step 0."""
@@ -259,6 +250,30 @@ class Run:
         places = sharding.local_places(self.program.mesh, config.train.batch_size)
         return loader.train_batches(self.prepared.train, config, step, places, skips)
 
+    def make_lines(self, step: int, rewinds: list[dict], speed: metrics.Speed) -> report_lib.Lines:
+        """What writes the metrics of the updates after `step`."""
+        config, train, skips = self.config, self.prepared.train, guard_lib.skips(rewinds)
+        guard = guard_lib.Guard(self.folder, config, train, skips, self.checkpoints)
+        return report_lib.Lines(self.folder, config, step, self.ledger, guard, speed)
+
+    def save(self, step: int, state: state_lib.State) -> None:
+        """Starts to write the checkpoint of `step`."""
+        self.checkpoints.save(step, state, {"totals": self.ledger.totals()})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run(Resumable):
+    """What the loop works with, the same after every rewind.
+
+    Attributes:
+      update: the compiled `(state, rows, seeds) -> (state, metrics)`; None = the run is at its end.
+      stop: asked once a step: the signal that stops the run, or 0.
+    """
+
+    update: Callable | None
+    evaluator: evaluate.Evaluator
+    stop: Callable[[], int]
+
     def put(self, rows):
         """A batch on the devices."""
         return sharding.put_rows(rows, self.program.mesh, self.config.train.batch_size)
@@ -268,15 +283,6 @@ class Run:
         work = report_lib.work(self.config, self.prepared.vocabulary)
         speed = metrics.Speed(self.ledger, peak=flops.peak_flops(self.config), **work)
         return self.make_lines(step, rewinds, speed)
-
-    def make_lines(self, step: int, rewinds: list[dict], speed: metrics.Speed) -> report_lib.Lines:
-        config, train, skips = self.config, self.prepared.train, guard_lib.skips(rewinds)
-        guard = guard_lib.Guard(self.folder, config, train, skips, self.checkpoints)
-        return report_lib.Lines(self.folder, config, step, self.ledger, guard, speed)
-
-    def save(self, step: int, state: state_lib.State) -> None:
-        """Starts to write the checkpoint of `step`."""
-        self.checkpoints.save(step, state, {"totals": self.ledger.totals()})
 
 
 def _totals(checkpoints: checkpoint.Checkpoints, step: int) -> dict[str, float]:

@@ -197,7 +197,8 @@ class FakeLines:
 
 def make_population(members, left):
     """Of members, that work on no data."""
-    nothing = dict.fromkeys(("folder", "config", "prepared", "program", "ledger"))
+    of_the_loop = ("update", "evaluator", "stop")
+    nothing = dict.fromkeys(("folder", "config", "prepared", "program", "ledger", *of_the_loop))
     checkpoints = runs.Checkpoints(members, left)
     which = (0, 1, 0)[: len(members)]
     return runs.Population(

@@ -130,17 +130,27 @@ def open_population(
     lead, programs = vmapped.of_members(configs, prepared.vocabulary)
 
     # -------------------------------------------------------------------------------- run folders
-    each = zip(folders, configs, programs, ledger.members, held, strict=True)
-    members = [_open_member(*own, prepared) for own in each]
+    members = [
+        Member(
+            folder=folder,
+            config=config,
+            prepared=prepared,
+            program=program,
+            checkpoints=train.open_checkpoints(own, folder, config, prepared, retires=False),
+            ledger=charged,
+            held=own,
+        )
+        for folder, config, program, charged, own in zip(
+            folders, configs, programs, ledger.members, held, strict=True
+        )
+    ]
     left: dict[int, str] = {}
     checkpoints = Checkpoints(members, left)
     start = starting_step(members, checkpoints, configs[0].checkpoint.every)
     if any(map(check.steps, folders)):
         print(f"going on from step {start}, the newest that all members hold")
     for each in members:
-        train.begin_folder(
-            each.folder, each.config, prepared, each.program, each.checkpoints, each.ledger, start
-        )
+        each.begin_folder(start)
     checkpoints.discard_after(start)
 
     # ------------------------------------------------------------------------------------ compile
@@ -184,15 +194,3 @@ def starting_step(members: Sequence[Member], checkpoints: Checkpoints, every: in
     if reason:
         raise UserError(f"{reason}: what is behind is to be trained alone (pretraining.train)")
     return common
-
-
-def _open_member(folder: pathlib.Path, config, own, ledger, held, prepared) -> Member:
-    return Member(
-        folder=folder,
-        config=config,
-        prepared=prepared,
-        program=own,
-        checkpoints=train.open_checkpoints(held, folder, config, prepared, retires=False),
-        ledger=ledger,
-        held=held,
-    )

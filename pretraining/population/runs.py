@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import pathlib
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,15 +26,17 @@ from pretraining import (
 )
 from pretraining import config as config_lib
 from pretraining import guard as guard_lib
+from pretraining import program as program_lib
 from pretraining import report as report_lib
 from pretraining import state as state_lib
+from pretraining.data import prepare
 from pretraining.errors import UserError
 from pretraining.population.vmapped import is_list, member_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Member(train.Run):
-    """An ordinary run, without an update of its own.
+class Member(train.Resumable):
+    """An ordinary run, which is updated together with the other members.
 
     Attributes:
       held: closed when the member leaves: its lock, signs of life and checkpoints.
@@ -43,18 +46,30 @@ class Member(train.Run):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Population(train.Run):
-    """N runs as one: every array of the state has a leading axis [N], every figure is a list.
+class Population:
+    """N runs as one, with what the loop asks of a Run.
 
-    The folder, for a profile, is that of the first member; config and program are those of the one
-    with the most slots for what is predicted, see `vmapped.lead`.
+    Every array of the state has a leading axis [N], every figure is a list.
 
     Attributes:
+      folder: that of the first member, for a profile.
+      config, program: those of the member with the most slots for what is predicted, see
+        `vmapped.lead`; the program as `vmapped.stack` makes it.
+      update, evaluator, stop: see Run.
       members: in the order of the command.
       which: [N], for each member which of the streams of rows it reads.
       left: {number of a member that cannot go on: why}; grows.
     """
 
+    folder: pathlib.Path
+    config: Any
+    prepared: prepare.Prepared
+    program: program_lib.Program
+    checkpoints: "Checkpoints"
+    ledger: "Ledgers"
+    update: Callable | None
+    evaluator: "Evaluator"
+    stop: Callable[[], int]
     members: tuple[Member, ...]
     which: tuple[int, ...]
     left: dict[int, str]
@@ -80,14 +95,17 @@ class Population(train.Run):
         return state
 
     def batches(self, step: int, rewinds: list[dict]) -> "Streams":
+        """The batches of all streams from `step` on."""
         readers = [self.members[self.which.index(n)] for n in range(max(self.which) + 1)]
         return Streams([reader.batches(step, rewinds) for reader in readers])
 
     def put(self, rows: Sequence[Any]) -> Any:
+        """A batch of each stream on the devices."""
         where = NamedSharding(self.program.mesh, PartitionSpec(None, *sharding.ROWS))
         return jax.device_put(jax.tree.map(lambda *parts: np.stack(parts), *rows), where)
 
     def lines(self, step: int, rewinds: list[dict]) -> "Lines":
+        """What writes the metrics of the updates after `step`."""
         lines = [
             each.make_lines(step, rewinds, speed)
             for each, speed in zip(self.members, self._speeds(), strict=True)
@@ -201,7 +219,7 @@ class Checkpoints:
     killed, there is a step that all of them hold.
     """
 
-    def __init__(self, members: Sequence[train.Run], left: Mapping[int, str]):
+    def __init__(self, members: Sequence[Member], left: Mapping[int, str]):
         self._members, self._left = members, left
 
     def newest(self) -> int | None:
