@@ -110,16 +110,26 @@ def rows_per_epoch(prepared, config) -> int:
 
 
 def compile_update(program: Program, config):
-    """The same, compiled; the mesh is that of the activations too."""
+    """What `jit_update` gives, compiled."""
     rows = jax.eval_shape(lambda: state.empty_rows(config, config.train.batch_size))
     where = NamedSharding(program.mesh, sharding.ROWS)
     rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), rows)
-    with jax.set_mesh(program.mesh):
-        return jit_update(program, config).lower(program.state, rows, program.seeds).compile()
+    return compiled(program, jit_update(program, config), rows)
 
 
 def jit_update(program: Program, config):
     """The jitted `(state, rows, seeds) -> (state, metrics)`; the state's buffers are donated."""
     update = step.train_step(program.objective, program.optimizer, program.learning_rate, config)
+    return jitted(program, update)
+
+
+def jitted(program: Program, update):
+    """An update of the program's state, jitted; new states take the places of the old ones."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state)
     return jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def compiled(program: Program, update, rows):
+    """What `jitted` gives, compiled for such rows; the mesh is that of the activations too."""
+    with jax.set_mesh(program.mesh):
+        return update.lower(program.state, rows, program.seeds).compile()

@@ -113,7 +113,7 @@ def never_compile(monkeypatch):
         raise AssertionError("it went on to compile")
 
     monkeypatch.chdir(running.ROOT)
-    monkeypatch.setattr(program, "jit_update", compiled)
+    monkeypatch.setattr(program, "jitted", compiled)
 
 
 @pytest.fixture(scope="module", autouse=True)

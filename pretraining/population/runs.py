@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from pretraining import (
     checkpoint,
@@ -21,7 +20,6 @@ from pretraining import (
     init_from,
     metrics,
     run_folder,
-    sharding,
     train,
 )
 from pretraining import config as config_lib
@@ -31,7 +29,7 @@ from pretraining import report as report_lib
 from pretraining import state as state_lib
 from pretraining.data import prepare
 from pretraining.errors import UserError
-from pretraining.population.vmapped import is_list, member_of
+from pretraining.population.vmapped import is_list, member_of, sharding_of_streams
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,7 +99,7 @@ class Population:
 
     def put(self, rows: Sequence[Any]) -> Any:
         """A batch of each stream on the devices."""
-        where = NamedSharding(self.program.mesh, PartitionSpec(None, *sharding.ROWS))
+        where = sharding_of_streams(self.program.mesh)
         return jax.device_put(jax.tree.map(lambda *parts: np.stack(parts), *rows), where)
 
     def lines(self, step: int, rewinds: list[dict]) -> "Lines":

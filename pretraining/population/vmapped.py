@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pretraining import config as config_lib
 from pretraining import optimizer as optimizer_lib
@@ -59,16 +59,13 @@ class Functions:
         Args:
           program: what `stack` made.
         """
-        where = NamedSharding(program.mesh, PartitionSpec(None, *sharding.ROWS))
+        where = sharding_of_streams(program.mesh)
         config, streams = self._config, max(self._which) + 1
         rows = jax.eval_shape(lambda: state_lib.empty_rows(config, config.train.batch_size))
         rows = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((streams, *x.shape), x.dtype, sharding=where), rows
         )
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state)
-        with jax.set_mesh(program.mesh):
-            update = jax.jit(self.update, donate_argnums=0, out_shardings=(shardings, None))
-            return update.lower(program.state, rows, program.seeds).compile()
+        return program_lib.compiled(program, program_lib.jitted(program, self.update), rows)
 
     def _objective(self, number: jax.Array):
         objectives = [each.objective for each in self._programs]
@@ -159,6 +156,11 @@ def streams(configs) -> tuple[int, ...]:
     seeds = [config.seed.data for config in configs]
     distinct = list(dict.fromkeys(seeds))
     return tuple(distinct.index(seed) for seed in seeds)
+
+
+def sharding_of_streams(mesh: Mesh) -> NamedSharding:
+    """Of streams of rows [S, B]: each lies as the rows of a single run do."""
+    return NamedSharding(mesh, PartitionSpec(None, *sharding.ROWS))
 
 
 def is_list(x: Any) -> bool:
