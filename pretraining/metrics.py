@@ -1,8 +1,8 @@
 """Figures of a run: metrics.jsonl, TensorBoard, W&B, a progress bar or log lines.
 
 `metrics.jsonl` holds one JSON object per logged step, null for what is not finite. `step` counts
-updates made. Keys that start
-with `time/` are timings; every other value is a function of (config, data, step), bit for bit.
+updates made. Keys that start with `time/` are timings; every other value is a function of (config,
+data, step), bit for bit; of a member of a population also of those that it trains with.
 """
 
 import hashlib

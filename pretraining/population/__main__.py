@@ -8,17 +8,20 @@ keys of `config.untraced`: seeds, learning rate and its schedule, and the knobs 
 Each has the rows and masks of its own single run exactly and its losses to float32 rounding, and an
 ordinary run folder, with which every other program works.
 
-Running the same line again resumes, bit for bit, from the newest step that all members hold; what
-one of them saved after it is deleted. A member that cannot go on, because its updates are not
-finite or a loss spike takes it back, leaves for good: a line says so, and so does a file in its
-folder, `left_population`; nothing more is written there, the others go on, in later starts too, and
-`python -m pretraining.train` with its arguments goes on with it alone, at once if need be. Exit
-status: 0 at the end, also where some have left; 2 where all have, and for a mistake or a full disk;
-143 and 130 after SIGTERM and SIGINT, which save. One process alone trains a population.
+Running the same line again resumes from the newest step that all members hold, bit for bit while
+they are the same members: a program of fewer rounds float32 otherwise. What one of them saved after
+that step is deleted, unless it is more than one save: then all are refused. A member that cannot go
+on, because its updates are not finite or a loss spike takes it back, leaves for good: a line says
+so, and so does a file in its folder, `left_population`; nothing more is written there, the others
+go on, in later starts too, and `python -m pretraining.train` with its arguments goes on with it
+alone, at once if need be. Exit status: 0 at the end, also where some have left; 2 where all have,
+and for a mistake or a full disk; 143 and 130 after SIGTERM and SIGINT, which save. One process
+alone trains a population.
 
 Each member is charged its share of the program's time, 1 / N, so that the members' times add up:
 `time/tokens_per_s` is then that of the whole program. `time/mfu` counts the FLOPs of the member's
-own single run, and the mean of all members is that of the program.
+own single run, and the mean of all members is that of the program. Until the next start what has
+left is still computed, and its share is charged to nobody.
 """
 
 from pretraining import cli
