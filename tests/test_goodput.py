@@ -125,6 +125,16 @@ def test_a_rewind_loses_what_it_takes_back():
     assert (totals["step"], totals["lost"], totals["save"]) == (27.0, 5.0, 1.0)
 
 
+def test_of_what_runs_share_each_counts_its_share(monkeypatch):
+    """A quarter of everything: 2 s before the ledger, 40 s down, 10 s of updates, 2 s of saving."""
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    clock, totals = Time(), dict.fromkeys(goodput.PHASES, 0.0)
+    sign = {"totals": totals | {"step": 5.0}, "time": 958.0, "finished": False}
+    ledger = goodput.Ledger(2.0, sign, clock, share=0.25)
+    walk(ledger, clock, ("step", 10.0), ("save", 2.0))
+    assert ledger.totals() == totals | {"start": 0.5, "step": 7.5, "save": 0.5, "down": 10.0}
+
+
 def test_a_metrics_line_holds_all_of_it():
     totals = {phase: float(place) for place, phase in enumerate(goodput.PHASES)}
     line = goodput.figures(totals)

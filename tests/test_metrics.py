@@ -39,6 +39,25 @@ def test_floats_are_written_exactly(tmp_path):
     assert metrics.read(tmp_path / metrics.FILE)[0]["train/loss"] == value
 
 
+def test_a_member_has_the_tokens_of_all_in_its_share_of_their_time():
+    """Four share updates of 4 s, of which 1 s is waiting."""
+    now = [0.0]
+    ledger = goodput.Ledger(clock=lambda: now[0], share=0.25)
+    speed = metrics.Speed(ledger, step_tokens=800, step_flops=2e8, peak=1e9, share=0.25)
+    for phase, seconds in (("data_wait", 1.0), ("step", 3.0)):
+        ledger.enter(phase)
+        now[0] += seconds
+    speed.stepped()
+    assert speed.figures(steps_left=5) == {
+        "time/step_s": 1.0,
+        "time/tokens_per_s": 800.0,
+        "time/mfu": 0.2,
+        "time/peak_flops": 1e9,
+        "time/data_wait": 0.25,
+        "time/eta_s": 20.0,
+    }
+
+
 def test_speed_counts_updates_and_their_waiting_alone():
     now = [0.0]
     ledger = goodput.Ledger(clock=lambda: now[0])

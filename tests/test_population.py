@@ -415,20 +415,15 @@ def assert_alike(folder, single):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), ours, theirs)
 
 
-def test_times_of_members_are_shares_that_add_up(together):
-    """Nothing that was charged has been twice: else their sum would be as many times as long."""
+def test_each_is_charged_its_share_of_the_time(together):
+    """The sum of all that was charged would else be several times as long as the program ran."""
     lines = [running.lines_of(together / name) for name in MEMBERS]
     wall = json.loads((together / "wall_s").read_text())
     total = lambda line: sum(v for k, v in line.items() if k.startswith("time/total/"))
-    seconds = [total(own[-1]) for own in lines]
-    assert wall / 2 < sum(seconds) < wall
-    assert max(seconds) - min(seconds) < 0.1 * max(seconds)
-    for own in lines:
-        of_updates = own[-1]["time/total/step"] + own[-1]["time/total/data_wait"]
-        assert sum(line["time/step_s"] for line in own) == pytest.approx(of_updates, rel=0.1)
-        for line in own:
-            tokens = 16 * 29 / line["time/step_s"]  # of a member, while it had the program
-            assert line["time/tokens_per_s"] == pytest.approx(tokens)
+    assert sum(total(own[-1]) for own in lines) < 1.2 * wall
+    for line in lines[0]:
+        left = (STEPS - line["step"]) * len(MEMBERS)
+        assert line["time/eta_s"] == pytest.approx(left * line["time/step_s"])
 
 
 def test_each_counts_the_flops_of_its_own_single_run(together, alone):
@@ -438,16 +433,24 @@ def test_each_counts_the_flops_of_its_own_single_run(together, alone):
 
 
 def test_killed_in_the_middle_of_a_save_it_ends_as_undisturbed(members, together, alone, tmp_path):
-    folder = tmp_path / "killed"
-    with running.running([populations.words(members, folder)], devices=1) as started:
-        running.wait_for_line(started, folder / "rising", SAVE_EVERY * 2 + 1)
+    folder, name = tmp_path / "killed", "mask_only"
+    place = lambda name: folder / name / run_folder.CHECKPOINTS
+    sealed = lambda name: {0, *checkpoint.sealed(place(name))}
+    held = lambda: set.intersection(*map(sealed, members))
+    kept = {name: own | {"checkpoint.keep": 2} for name, own in members.items()}
+    with running.running([populations.words(kept, folder)], devices=1) as started:
+        # Each member is sealed by a thread of its own.
+        assert running.wait_for(started, lambda: max(held()) >= 2 * SAVE_EVERY)
         started[0].send_signal(signal.SIGKILL)
-    sealed = lambda name: {0, *checkpoint.sealed(folder / name / run_folder.CHECKPOINTS)}
-    # As if the kill had come before the last save of this member was whole.
-    last, name = max(sealed("mask_only")), "mask_only"
-    (folder / name / run_folder.CHECKPOINTS / str(last) / MANIFEST).unlink()
-    start = max(set.intersection(*map(sealed, members)))
-    assert start < last <= max(sealed("usual"))
+    # As if the kill had come in the last save that is whole by now, before this member was.
+    last = max(held())
+    for member in members:
+        for step in sealed(member):
+            if step > last or (step == last and member == name):
+                (place(member) / str(step) / MANIFEST).unlink()
+    start = max(held())
+    assert start == last - SAVE_EVERY
+    assert max(sealed("usual")) == last
 
     shutil.copytree(folder / name, tmp_path / name)
     populations.complete(populations.single(members[name], tmp_path / name))
