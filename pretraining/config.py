@@ -289,9 +289,11 @@ def untraced(config: ml_collections.ConfigDict, knobs: Collection[str]) -> dict[
 
 
 def without_seeds(config: ml_collections.ConfigDict) -> str:
-    """What configs that differ in nothing but `seed.*` have alike."""
-    kept = {key: value for key, value in flatten(config).items() if not key.startswith("seed.")}
-    return json.dumps(kept, default=str)
+    """As JSON with all seeds 0: the same for all configs that differ in nothing but seeds."""
+    written = config.to_dict()
+    return to_json(
+        ml_collections.ConfigDict({**written, "seed": dict.fromkeys(written["seed"], 0)})
+    )
 
 
 def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> dict[str, str]:

@@ -285,8 +285,8 @@ def _rehearse(runs: Sequence[Run], configs: Sequence[Any], share: Share) -> list
     In a process of its own: it takes the devices, which the runs want.
     """
     keys, items = [config_lib.without_seeds(config) for config in configs], {}
-    for key, run, config in zip(keys, runs, configs, strict=True):
-        items.setdefault(key, (run.name, config_lib.to_json(config)))
+    for key, run in zip(keys, runs, strict=True):
+        items.setdefault(key, (run.name, key))
     with ProcessPoolExecutor(1, get_context("spawn"), _begin, (share, os.getcwd())) as pool:
         costs = pool.submit(_costs, list(items.values())).result()
     return [dict(zip(items, costs, strict=True))[key] for key in keys]

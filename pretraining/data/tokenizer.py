@@ -354,6 +354,7 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+@functools.cache
 def stand_in(size: int) -> Vocabulary:
     """A vocabulary without a tokenizer, for checks and benchmarks that need no text.
 

@@ -1,5 +1,6 @@
 """The one program of a population: the update and the evaluation of all its members at once."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -110,7 +111,7 @@ def lead(configs, vocabulary) -> tuple[int, list]:
       UserError: the examples differ in more than the number of slots.
     """
     objectives = [config_lib.build_objective(config, vocabulary) for config in configs]
-    examples = [_example(*each) for each in zip(objectives, configs, strict=True)]
+    examples = [_example(config_lib.without_seeds(config), vocabulary) for config in configs]
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(example)) for example in examples]
     largest = int(np.argmax(sizes))
     for number, example in enumerate(examples):
@@ -118,7 +119,12 @@ def lead(configs, vocabulary) -> tuple[int, list]:
     return largest, objectives
 
 
-def _example(objective, config) -> Any:
+@functools.cache  # a sweep asks for the same ones with every run that may join them
+def _example(text: str, vocabulary) -> Any:
+    """Shapes of what is read by the config that is written so, whatever its seeds."""
+    config = config_lib.from_json(text)
+    objective = config_lib.build_objective(config, vocabulary)
+
     def corrupt():
         rows, knobs = state_lib.empty_rows(config), objective.evaluation_knobs
         return state_lib.corrupt_rows(objective, jax.random.key(0), rows, knobs)

@@ -3,15 +3,18 @@
 The runs here only pretend to train (tests/experiments/fake.py).
 """
 
+import sys
+
 import pytest
 
 from experiments import run
 from experiments.running import planned as planned_lib
 from experiments.running import together
 from pretraining import config as config_lib
-from pretraining import guard, run_folder
+from pretraining import guard, run_folder, state
 from pretraining.errors import UserError
 from pretraining.manifest import MANIFEST
+from pretraining.population import vmapped
 from tests import running
 from tests.experiments import fake
 from tests.experiments.test_run import rows, starts
@@ -19,12 +22,12 @@ from tests.experiments.test_run import rows, starts
 VARIANTS = {"a": {}, "b": {"optimizer.learning_rate": 0.1}, "c": {"train.steps": 9}, "d": {}}
 
 
-def make(name, folder, **overrides):
-    """A planned run of masked_lm."""
-    recipe = "configs/masked_lm.py:tiny"
+def make(name, folder, recipe=running.RECIPE, **overrides):
+    """A planned run."""
     own = planned_lib.Run(name, 0, recipe, overrides)
     config = config_lib.load(recipe, overrides | {"checkpoint.every": 100})
-    cost = planned_lib.Cost(500, 1, 1.0, 1.0, ("mask_rate", "mask_fraction"))
+    knobs = ("mask_rate", "mask_fraction", "backward_fraction")
+    cost = planned_lib.Cost(500, 1, 1.0, 1.0, knobs)
     return planned_lib.Planned(own, overrides, folder / name, config, "", "", {}, cost)
 
 
@@ -89,16 +92,49 @@ def test_runs_whose_examples_have_other_fields_do_not_go_together(tmp_path, monk
     monkeypatch.chdir(running.ROOT)
 
     def of(name, share):
-        recipe, own = "configs/permutation_lm.py:tiny", {"objective.backward_fraction": share}
-        run_, cost = (
-            planned_lib.Run(name, 0, recipe, own),
-            planned_lib.Cost(500, 1, 1.0, 1.0, ("backward_fraction",)),
-        )
-        config = config_lib.load(recipe, own)
-        return planned_lib.Planned(run_, own, tmp_path / name, config, "", "", {}, cost)
+        own = {"objective.backward_fraction": share}
+        return make(name, tmp_path, "configs/permutation_lm.py:tiny", **own)
 
     planned = [of("none", 0.0), of("some", 0.25), of("half", 0.5)]
     assert names(together.populations(planned, 9)) == [["some", "half"]]
+
+
+def test_examples_are_traced_once_for_all_seeds_however_many_runs_may_join(save, tmp_path):
+    traced, corrupt = [], state.corrupt_rows
+    vmapped._example.cache_clear()
+    planned = [
+        make(f"{rate}-{seed}", tmp_path, **{"objective.mask_rate": rate, "seed.init": seed})
+        for rate in (0.2, 0.3, 0.4)
+        for seed in range(3)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state, "corrupt_rows", lambda *x: traced.append(0) or corrupt(*x))
+        assert len(together.populations(planned, 9)[0]) == 9
+    assert len(traced) == 3
+
+
+# Ends with an error if the groups took a device: they are made in the process that starts the runs,
+# and what it takes these cannot have.
+GROUPS = """
+import pathlib
+from jax._src import xla_bridge
+from experiments.running import together
+from pretraining import config
+from tests.experiments.test_together import make
+for name in config.objective_names():
+    recipe, folder = f"configs/{name}.py:tiny", pathlib.Path("no folder")
+    runs = [make(str(seed), folder, recipe, **{"seed.init": seed}) for seed in range(2)]
+    assert len(together.populations(runs, 2)) == 1, name
+    assert not xla_bridge.backends_are_initialized(), name
+import jax
+jax.devices()
+assert xla_bridge.backends_are_initialized()
+"""
+
+
+def test_grouping_takes_no_device():
+    ended = running.finish(running.start([sys.executable, "-c", GROUPS]))
+    assert ended.status == 0, ended.err[-2000:]
 
 
 def test_the_command_is_that_of_all_members(save, tmp_path):
