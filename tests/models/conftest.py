@@ -46,6 +46,13 @@ def create():
     return create
 
 
+@pytest.fixture(params=["cpu", "accelerator"])
+def branch(request, monkeypatch):
+    """What is computed otherwise on CPUs, as there, and then as everywhere else."""
+    if request.param == "accelerator":
+        monkeypatch.setattr(jax.lax, "platform_dependent", lambda *x, default, **_: default(*x))
+
+
 @pytest.fixture(scope="session")
 def tokens():
     """[2, 8] int32 below 50."""

@@ -164,6 +164,7 @@ def test_logits_are_float32_sums_in_16_bit_compute(make_config):
     assert np.abs(logits - exact).max() < 1e-6 * np.abs(exact).max()
 
 
+@pytest.mark.usefixtures("branch")
 def test_a_tied_head_sends_its_gradient_to_the_embeddings(make_config):
     head = LanguageModelHead(make_config(head_transform=False, head_bias=False))
     hidden, embedding = random_arrays((3, 16), (50, 16))
@@ -172,6 +173,7 @@ def test_a_tied_head_sends_its_gradient_to_the_embeddings(make_config):
     assert (np.flatnonzero(np.abs(gradient).max(-1)) == [7]).all()
 
 
+@pytest.mark.usefixtures("branch")
 def test_the_gradient_of_the_bias_is_the_sum_over_all_rows(make_config):
     config = make_config(vocabulary_size=7, width=4, heads=1, head_transform=False)
     x, table, weights = random_arrays((2, 3, 4), (7, 4), (2, 3, 7))
