@@ -20,12 +20,12 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     Args:
       x: any shape but []; all dimensions but the last are its rows, of which 2^32 are told apart.
         The scaling is done in float32.
-      rate: in [0, 1), met to 1 / 2^33.
+      rate: in [0, 1), met to 1 / 2^33; of those that are nearer to 1 one in 2^32 is kept.
       key: None = x unchanged.
     """
     if key is None or rate == 0:
         return x
-    return _drop(x, jax.random.bits(key, (2,), jnp.uint32), round(rate * 2**32))
+    return _drop(x, jax.random.bits(key, (2,), jnp.uint32), min(round(rate * 2**32), 2**32 - 1))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

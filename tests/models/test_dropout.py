@@ -54,6 +54,29 @@ def test_dropout_without_key_or_rate_changes_nothing():
     assert (np.asarray(dropout(x + 1, 0.5, KEY)) != np.asarray(x + 1)).any()
 
 
+def mix(word):
+    """`lowbias32` of hash-prospector, in Python's integers."""
+    word = (word ^ word >> 16) * 0x7FEB352D % 2**32
+    word = (word ^ word >> 15) * 0x846CA68B % 2**32
+    return word ^ word >> 16
+
+
+def test_the_masks_are_frozen():
+    """A run that goes on drops what it would have dropped."""
+    first, second = 0xF29A4FA7, 0xFA843692  # of threefry (key 0, counters 0 and 1), by hand too
+    expected = [[mix(c ^ mix(r ^ first)) ^ mix(r ^ second) for c in range(3)] for r in range(2)]
+    assert expected == [[976474711, 1669806109, 513065799], [1156355624, 1731428790, 4162741383]]
+    key = jax.random.key(0)
+    assert hashed_bits(key, (2, 3)).tolist() == expected
+    out = dropout(jnp.ones((2, 3)), 0.25, key)  # 2^30 = 1073741824 draws of 2^32
+    np.testing.assert_allclose(out, [[0, 4 / 3, 0], [4 / 3] * 3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [1 - 2**-34, 1 - 1e-12])
+def test_a_rate_next_to_one_keeps_next_to_nothing(rate):
+    np.testing.assert_array_equal(dropout(jnp.ones(1000), rate, KEY), np.zeros(1000))
+
+
 def pairs():
     """Words [n] and those that must not depend on them: neighbours, and those of related keys."""
     shape = (16, 64, 256)
