@@ -310,7 +310,9 @@ class MLP(nn.Module):
         """[B, L, D] -> [B, L, D]."""
         # Its inner values are computed again in the backward pass, which takes less time than to
         # write and read them.
-        activation = jax.checkpoint(ACTIVATIONS[self.config.activation])
+        activation = jax.checkpoint(
+            ACTIVATIONS[self.config.activation], prevent_cse=self.config.execution == "unrolled"
+        )
         if self.config.gated:
             inner = activation(self.gate(hidden)) * self.up(hidden)
         else:
