@@ -51,10 +51,10 @@ def test_the_step_lowers_to_standard_operations(name):
     assert re.findall(r"custom_call[^\n]*", text) == []
 
 
-def gradient_operations(execution, layers) -> collections.Counter:
+def gradient_operations(name, execution, layers) -> collections.Counter:
     """How often each operation stands in the gradient of the loss."""
     sizes = SMALL | {"model.execution": execution, "model.layers": layers}
-    config = config_lib.load("configs/masked_lm.py:tiny", sizes)
+    config = config_lib.load(f"configs/{name}.py:tiny", sizes)
     objective = config_lib.build_objective(config, tokenizer.stand_in(config.tokenizer.size))
 
     def gradient(params, rows, key):
@@ -67,14 +67,21 @@ def gradient_operations(execution, layers) -> collections.Counter:
     return collections.Counter(re.findall(r"stablehlo\.(\w+)", lowered.as_text()))
 
 
-def test_scanned_layers_are_lowered_once():
+# Products of a layer, forward and backward: one, and two. Of two streams: query, key and value of
+# the one, query of the other, distances, which no gradient goes on from; and of each out, up, down,
+# the mix, and scores by content, distance and segment.
+PRODUCTS = {"masked_lm": 6 * 3, "permutation_lm": (3 + 2 * 7) * 3 - 1}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_scanned_layers_are_lowered_once(name):
     """A layer more adds what puts its parameters to the others and takes its gradients out."""
     moves = {"broadcast_in_dim", "concatenate", "reshape", "slice"}
-    more = gradient_operations("scanned", 8) - gradient_operations("scanned", 4)
+    more = gradient_operations(name, "scanned", 8) - gradient_operations(name, "scanned", 4)
     assert set(more) <= moves
     assert more["slice"] > 0
-    more = gradient_operations("unrolled", 8) - gradient_operations("unrolled", 4)
-    assert more["dot_general"] == 4 * 6 * 3  # 6 products a layer, and two for each backward
+    more = gradient_operations(name, "unrolled", 8) - gradient_operations(name, "unrolled", 4)
+    assert more["dot_general"] == 4 * PRODUCTS[name]
 
 
 def lowered_texts(seeds):
