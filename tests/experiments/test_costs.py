@@ -1,5 +1,7 @@
 """Exponents of known powers, and tables and curves that show them."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,34 @@ def test_who_has_no_fused_kernel_is_what_the_program_refuses():
 def test_the_base_is_a_point_of_every_curve():
     for key, values in costs.GROWTH.values():
         assert costs.BASE[key] in values
+
+
+class FakeStep:
+    """Steps that take the times and the memory given."""
+
+    flops = 6.0
+    memory = types.SimpleNamespace(temp_size_in_bytes=7, argument_size_in_bytes=8)
+
+    def __init__(self, name, done, *costs):
+        self.name, self.done, self.costs = name, done, iter(costs)
+
+    def run(self):
+        self.done.append(self.name)
+        return next(self.costs)
+
+
+def test_the_first_round_does_not_count_and_points_take_turns():
+    done = []
+    steps = {
+        "a": FakeStep("a", done, (100.0, 1e9), (1.0, 10), (9.0, 30), (2.0, 20)),
+        "b": FakeStep("b", done, (100.0, 1e9), (5.0, 60), (4.0, 50), (3.0, 40)),
+    }
+    found = costs._measure(steps, rounds=3)
+    assert found == {
+        "a": costs.Cost(step_s=2.0, flops=6.0, temporaries=7, arguments=8, process=20.0),
+        "b": costs.Cost(step_s=4.0, flops=6.0, temporaries=7, arguments=8, process=50.0),
+    }
+    assert "".join(done) == "abababab"
 
 
 def test_an_unknown_part_is_refused(tmp_path):
