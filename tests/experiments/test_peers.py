@@ -39,14 +39,34 @@ def cells(table):
     return {row[0]: row[1:] for row in rows[2:]}
 
 
+# What the classes of transformers are: BERT's and ELECTRA's segment types, GPT-2's layers.
+NETWORKS = {
+    "masked_lm": {"model.segments": 2},
+    "causal_lm": {
+        "model.norm_order": "pre",
+        "model.norm_epsilon": 1e-5,
+        "model.activation": "gelu_tanh",
+        "model.embedding_norm": False,
+        "model.position_init_std": 0.01,
+        "model.head_transform": False,
+        "model.head_bias": False,
+    },
+    "replaced_token_detection": {"model.segments": 2},
+    "permutation_lm": {},
+}
+
+
 @pytest.mark.parametrize("objective", peers.TITLES)
 def test_the_recipes_are_electra_small(objective):
     """Those of size small, but for the vocabulary, the batch, and what makes them the peer's."""
     config = ours.make_config(Task(objective, "", **peers.ELECTRA_SMALL))
     recipe = config_lib.load(f"configs/{objective}.py:small")
     changed = config_lib.differences(recipe, config)
-    network = ours.LIKE_PEER[objective].keys()
-    assert changed.keys() <= {"tokenizer.size", "train.batch_size"} | network
+    network = NETWORKS[objective]
+    assert changed.keys() <= {"tokenizer.size", "train.batch_size"} | network.keys()
+    found = config_lib.flatten(config.to_dict())
+    assert {key: found[key] for key in network} == network
+    assert config.objective.get("mask_rate", 0.15) == 0.15
     model = config.model
     assert (model.layers, model.width, model.heads, model.mlp_width) == (12, 256, 4, 1024)
     assert (model.dropout, model.attention_dropout, model.dtype) == (0.1, 0.1, "float32")
@@ -63,7 +83,7 @@ def test_sides_take_turns_and_are_told_of():
         for answer in turns.values():
             assert len(answer["seconds"]) == len(answer["waits"]) == 3
             assert all(0 < w < s for w, s in zip(answer["waits"], answer["seconds"], strict=True))
-            assert answer["memory"] > 2**26
+            assert not answer["memory"] <= 2**26  # it may be unknown
     assert min(measured.peaks) > 0
     assert measured.flops_per_s() > 0
     first = [facts["first_loss"] for facts in measured.facts.values()]
@@ -153,7 +173,6 @@ def test_a_peak_is_unknown_where_the_system_does_not_forget_one(monkeypatch):
     def refuse(self, text):
         raise PermissionError(13, "Permission denied")
 
-    assert memory.Peak().bytes() > 2**26
     monkeypatch.setattr(pathlib.Path, "write_text", refuse)
     peak = memory.Peak()
     assert math.isnan(peak.held)
@@ -162,6 +181,9 @@ def test_a_peak_is_unknown_where_the_system_does_not_forget_one(monkeypatch):
 
 def test_a_peak_is_that_from_now_on():
     before = memory.Peak()
+    if math.isnan(before.held):
+        pytest.skip("the system does not forget one")
+    assert before.bytes() > 2**26
     np.ones(2**25).sum()  # 256 MiB, given back
     assert before.bytes() - before.held > 2**27
     after = memory.Peak()
