@@ -1,6 +1,7 @@
 """A page says where its figures come from."""
 
 import datetime
+import types
 
 import pytest
 
@@ -15,6 +16,10 @@ class Memory:
     total = 24 * 2**30
 
 
+class Noon:
+    today = staticmethod(lambda: datetime.date(2026, 2, 3))
+
+
 def test_the_origin_is_what_one_needs_to_measure_again(monkeypatch, tmp_path):
     (tmp_path / "cpuinfo").write_text(CPUINFO)
     monkeypatch.setattr(page, "_CPUINFO", tmp_path / "cpuinfo")
@@ -23,12 +28,13 @@ def test_the_origin_is_what_one_needs_to_measure_again(monkeypatch, tmp_path):
     monkeypatch.setattr(page.metadata, "version", {"jax": "0.10.1"}.__getitem__)
     monkeypatch.setattr(page.psutil, "virtual_memory", lambda: Memory)
     options = {"rounds": 4, "peer": "/opt/bin/python", "corpus": "a b/*.txt", "only": None}
+    monkeypatch.setattr(page, "datetime", types.SimpleNamespace(date=Noon))
     command, facts = page.origin("peers", options, ["jax"], {"torch": "2.13"}).split("\n\n")
     assert command == (
         "`python -m experiments.speed.peers --rounds=4 --peer=python '--corpus=a b/*.txt'`"
     )
     assert facts == (
-        f"{datetime.date.today()}; {processes.cores()} CPU cores, AMD EPYC 9B14, 24 GiB; load"
+        f"2026-02-03; {processes.cores()} CPU cores, AMD EPYC 9B14, 24 GiB; load"
         " average at the start 0.2, 1.0, 12.0 (1, 5, 15 minutes); Python 3.11.7, jax 0.10.1,"
         " torch 2.13."
     )

@@ -1,5 +1,6 @@
 """What the comparison of preparations counts; it needs `datasets` in one test alone."""
 
+import functools
 import importlib.util
 import subprocess
 import sys
@@ -73,15 +74,17 @@ def run_python(script):
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def hold_memory():
-    run_python("import time; held = bytearray(b'x') * 200_000_000; time.sleep(1.0)")
+def hold_memory(size):
+    run_python(f"import time; held = bytearray(b'x') * {size}; time.sleep(1.0)")
     return a_round(written=7)
 
 
 def test_memory_is_that_of_the_children_too():
-    round_ = preparation._elsewhere(hold_memory)
-    assert 200_000_000 < round_.memory < 600_000_000
-    assert round_.written == 7
+    nothing, much = (
+        preparation._elsewhere(functools.partial(hold_memory, size)) for size in (0, 200_000_000)
+    )
+    assert 150_000_000 < much.memory - nothing.memory < 300_000_000
+    assert much.written == 7
 
 
 BURN = """
