@@ -136,10 +136,11 @@ def test_word_starts_by_id(vocabulary):
 
 # The three ends of a sentence, each by itself and slow: a line break, a full stop of scripts
 # without spaces, and a mark that a space follows.
+CLOSING = r"""["'“”‘’«»„‹›「」『』《》〈〉)\]）】]*"""
 PLAIN = (
     r"\n\s*(?=\S)",
-    rf"[。！？｡]+{boundaries._CLOSING}[^\S\n]*(?=\S)",
-    rf"[.!?…؟۔।]+{boundaries._CLOSING}[^\S\n]+(?=[(\[¿¡]*(\S))",
+    rf"[。！？｡]+{CLOSING}[^\S\n]*(?=\S)",
+    rf"[.!?…؟۔।]+{CLOSING}[^\S\n]+(?=[(\[¿¡]*(\S))",
 )
 
 
