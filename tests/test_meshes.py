@@ -26,7 +26,7 @@ SMALL = {
     "model.dropout": 0.1,
     "model.attention_dropout": 0.1,
     "model.attention": "xla",
-    "model.logits_chunk": 8,  # the 29 positions of causal_lm: four chunks, one padded
+    "model.logits_chunk": 2,  # several chunks of predicted positions, the last one padded
     "tokenizer.size": V,
     "data.sequence_length": L,
     "train.batch_size": B,
