@@ -22,6 +22,7 @@ from pretraining import huge_pages
 from pretraining.errors import UserError
 
 # What a disk may refuse to a program that is right.
+_HELP = {"--help", "-h", "-help", "--helpfull"}
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 
@@ -89,13 +90,13 @@ def parse(
         is_flag = text.startswith("flag: ")
         define, default = (flags.DEFINE_boolean, False) if is_flag else (flags.DEFINE_string, None)
         define(name, default, text, flag_values=values)
-    if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
+    if _HELP & set(argv[1:]):
         print(_help(argv, doc, options, with_config, with_overrides))
         sys.exit(0)
     result = {}
     if with_overrides:
         argv, result["overrides"] = _take_overrides(argv)
-    chosen, rest = _parse_flags(values, argv)
+    rest = _parse_flags(values, argv)
     if positional:
         if not rest:
             raise UserError(f"the argument {positional} is missing: see --help")
@@ -107,22 +108,32 @@ def parse(
         if text.startswith("required: ") and not result[name]:
             raise UserError(f"--{name} is missing: {text.removeprefix('required: ')}")
     if with_config:
-        if not chosen:
-            raise UserError("--config is missing: a recipe, e.g. --config=configs/quickstart.py")
         config_lib.check_keys(values["config"].value)
         result["config"] = values["config"].value
     return result
 
 
 def parse_members(argv: list[str], doc: str, options: dict[str, str]) -> list[dict[str, Any]]:
-    """What `parse` finds in the arguments of each run, between which "--" stands."""
+    """What `parse` finds in the arguments of each run, between which "--" stands.
+
+    Raises:
+      UserError: there is one run alone, or a mistake in the arguments of one, told by its number.
+    """
     parts: list[list[str]] = [[]]
     for word in argv[1:]:
         if word == "--":
             parts.append([])
         else:
             parts[-1].append(word)
-    return [parse([argv[0], *part], doc, options) for part in parts]
+    if len(parts) == 1 and not _HELP & set(argv):
+        raise UserError('one run alone: " -- " stands between the arguments of several; see --help')
+    found = []
+    for count, part in enumerate(parts, 1):
+        try:
+            found.append(parse([argv[0], *part], doc, options))
+        except UserError as error:
+            raise UserError(f'run {count} of {len(parts)}, which " -- " part: {error}') from None
+    return found
 
 
 def number(name: str, text: str | None, default: int | None, at_least: int = 0) -> int | None:
@@ -146,16 +157,21 @@ def _take_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
     return rest, overrides
 
 
-def _parse_flags(values: flags.FlagValues, argv: list[str]) -> tuple[str | None, list[str]]:
-    """Parses in place; returns the recipe named by --config, and the positional arguments."""
+def _parse_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:
+    """Parses in place; returns the positional arguments."""
     chosen = _chosen_recipe(argv)
+    for name in values:
+        if sum(word.split("=")[0] == f"--{name}" for word in argv) > 1:
+            raise UserError(f"--{name} is given more than once")
+    if "config" in values and not chosen:
+        raise UserError("--config is missing: a recipe, e.g. --config=configs/quickstart.py")
     try:
         if chosen:
             _check_overrides(config_lib.load(chosen), argv)
         rest = values(argv)
     except flags.Error as error:
         raise UserError(str(error).split("\n")[0] + "; see --help") from None
-    return chosen, rest[1:]
+    return rest[1:]
 
 
 def _chosen_recipe(argv: list[str]) -> str | None:

@@ -124,7 +124,7 @@ def print_summary(folder: pathlib.Path, objective, params, prepared, config) -> 
 def last(folder: pathlib.Path) -> str:
     """The last validation figures of a run, one line."""
     lines = [line for line in metrics.read(folder / metrics.FILE) if "eval/loss" in line]
-    return f"Validation, {_readable(lines[-1])}" if lines else "Without validation"
+    return f"Validation, {_readable(lines[-1])}" if lines else "Not evaluated yet"
 
 
 def _readable(line: dict) -> str:

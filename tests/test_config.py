@@ -67,8 +67,10 @@ def test_mistakes_on_the_command_line_are_one_line(arguments, message):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "--workdir is missing"),
+        ([], "--config is missing"),
         (["--workdir=w"], "--config is missing"),
+        (["--config=configs/quickstart.py"], "--workdir is missing"),
+        (["--workdir=w", "--workdir", "v"], "--workdir is given more than once"),
         (["--workdir=w", "--config=configs/none.py"], "there is no file 'configs/none.py'"),
         (["--workdir=w", "--config=README.md"], "a recipe is a Python file"),
         (["--workdir=w", "--config=configs/quickstart.py:tiny"], "comes in one size"),
@@ -79,6 +81,24 @@ def test_mistakes_on_the_command_line_are_one_line(arguments, message):
 def test_what_is_missing_is_named(arguments, message):
     with pytest.raises(UserError, match=message):
         parse(*arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("--config=R --workdir=a", 'one run alone: " -- " stands between the arguments of several'),
+        ("--config=R --workdir=a --config=R --workdir=b -- --config=R --workdir=c",
+         'run 1 of 2, which " -- " part: --config is given more than once'),
+        ("--config=R --workdir=a -- --workdir=b", "run 2 of 2, .* --config is missing"),
+        ("--config=R --workdir=a --", "run 2 of 2, .* --config is missing"),
+        ("--config=R --workdir=a -- --config=R --config.seed.inti=1 --workdir=b",
+         "run 2 of 2, .* unknown config key 'seed.inti'"),
+    ],
+)  # fmt: skip
+def test_whose_mistake_it_is_among_several_runs(arguments, message):
+    words = arguments.replace("=R", f"={RECIPE}").split()
+    with pytest.raises(UserError, match=message):
+        cli.parse_members(["population", *words], "", {"workdir": "required: folder"})
 
 
 def test_recipe_keys_are_held_against_the_base():

@@ -340,6 +340,28 @@ def test_members_go_on_together_unless_one_is_more_than_a_save_ahead(
     assert re.fullmatch(told, check.apart(folders, every))
 
 
+def test_what_a_run_has_done_without_the_others_is_not_deleted(tmp_path):
+    """Be they new ones, or those that it was started with the time before."""
+    folders = [tmp_path / name for name in "ab"]
+    place = folders[0] / run_folder.CHECKPOINTS / "5"
+    place.mkdir(parents=True)
+    (place / MANIFEST).write_text("")
+    started(folders[0], "train")
+    told = f"{folders[0]} is at step 5, {folders[1]} at step 0, and they were not trained together"
+    assert check.apart(folders, 5) == f"{told} last"
+    started(folders[1], "population")
+    assert check.apart(folders, 5) == f"{told} last"
+    for folder in folders:
+        started(folder, "population")
+    assert check.apart(folders, 5) == ""  # killed in the middle of a save
+
+
+def started(folder, command):
+    folder.mkdir(exist_ok=True)
+    with open(folder / run_folder.PROVENANCE, "a") as file:
+        file.write(json.dumps({"data": "", "command": [command]}) + "\n")
+
+
 def test_a_member_that_went_back_from_a_spike_goes_on_alone(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / guard_lib.REWINDS).write_text("{}\n")

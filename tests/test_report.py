@@ -14,7 +14,6 @@ def now(monkeypatch):
     """The time, and an update that takes no figures but when it is done."""
     time = [0.0]
     monkeypatch.setattr(report.flops, "step_flops", lambda *_: 5e9)
-    monkeypatch.setattr(report.flops, "peak_flops", lambda *_: 1e10)
 
     def fetch(figures):
         time[0] = max(time[0], figures["done"])
@@ -33,7 +32,7 @@ def make_report(folder, every, ledger, judge):
         )
     )
     guard, work = types.SimpleNamespace(judge=judge, rewinds=2), report.work(config, None)
-    speed = metrics.Speed(ledger, **work)
+    speed = metrics.Speed(ledger, peak=1e10, **work)
     return report.Report(report.Lines(folder, config, 0, ledger, guard, speed), folder, config, 0)
 
 

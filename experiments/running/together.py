@@ -41,9 +41,9 @@ def command(group: Group, python: str = sys.executable) -> list[str]:
 
 
 def describe(groups: Sequence[Group]) -> str:
-    """One line: which runs go together."""
-    named = "; ".join(", ".join(each.name for each in group) for group in groups)
-    return f"Trained in one program each: {named or 'none'}."
+    """Which runs go together, a line for each program."""
+    lines = ["  " + ", ".join(each.name for each in group) for group in groups]
+    return "\n".join([f"Programs of several runs: {len(lines)}; the others train alone.", *lines])
 
 
 def _fits(run: Planned, group: Group) -> bool:

@@ -25,7 +25,8 @@ def examine(folder: str | pathlib.Path) -> list[Finding]:
 def diagnose(record: Record, references: list[dict] = ()) -> list[Finding]:
     """One finding of every check that applies to the run, good ones too."""
     if not record.lines:
-        return [Finding("metrics", "note", "no line of metrics.jsonl has been written yet")]
+        nothing = Finding("metrics", "note", "no line of metrics.jsonl has been written yet")
+        return [nothing, machine.progress(record)]
     found = [check(record) for check in CHECKS]
     found += reference.compare(record, references)
     return [finding for finding in found if finding is not None]

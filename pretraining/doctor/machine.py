@@ -3,7 +3,7 @@
 import platform
 import time
 
-from pretraining import goodput, signs
+from pretraining import goodput, run_folder, signs
 from pretraining.doctor.finding import Finding
 from pretraining.doctor.record import Record
 
@@ -26,6 +26,10 @@ def progress(record: Record) -> Finding:
             return Finding("progress", "ok", text, figures)
         if time.time() - sign["time"] < _SILENT:
             return Finding("progress", "ok", text + ", it goes on", figures)
+    if why := run_folder.why_left(record.folder):
+        advice = ("python -m pretraining.train with its arguments goes on with it alone",)
+        left = f"{text}, has left its population: {why}"
+        return Finding("progress", "warning", left, figures, (), advice)
     why = sign["ended"] if sign and sign["ended"] else "no sign of life"
     advice = ("the command that started it, again: it resumes",)
     return Finding("progress", "note", f"{text}, stopped ({why})", figures, (), advice)

@@ -13,6 +13,7 @@ of the text's own difficulty out; `gradient_norm` is the median since the point 
 
 import collections
 import hashlib
+import itertools
 import json
 import pathlib
 import re
@@ -91,7 +92,7 @@ def _curves(run: Record) -> dict[int, dict[str, float]]:
     steps, excess = run.excess()
     at, norms = run.series("train/gradient_norm")
     found = {}
-    for step, before, value in zip(steps, [0, *steps[:-1]], excess, strict=True):
+    for (before, step), value in zip(itertools.pairwise([0, *steps]), excess, strict=True):
         between = norms[(at > before) & (at <= step)]
         if len(between):
             tokens = int(step) * run.tokens_per_step

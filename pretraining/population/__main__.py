@@ -1,22 +1,25 @@
 """Trains runs that differ only in traced scalars as one program: a population.
 
-    python -m pretraining.population --config=R --config.seed.init=0 --workdir=runs/a \\
-        -- --config=R --config.seed.init=1 --config.optimizer.learning_rate=2e-3 --workdir=runs/b
+    python -m pretraining.population \\
+        --config=configs/masked_lm.py:tiny --workdir=runs/a -- \\
+        --config=configs/masked_lm.py:tiny --config.objective.mask_rate=0.4 --workdir=runs/b
 
-Between the "--" stand the arguments of one training command each. Its members may differ in the
-keys of `config.untraced`: seeds, learning rate and its schedule, and the knobs of the objective.
-Each has the rows and masks of its own single run exactly and its losses to float32 rounding, and an
-ordinary run folder, with which every other program works.
+Between the "--" stand the arguments of one training command each. Its members may differ in seeds,
+in the learning rate and its schedule (not in the other keys of the optimizer), and in the knobs of
+the objective, which are the rates that have a schedule and the like; a mistake lists them. Where
+rates differ all have slots for the highest, empty in the others. Each has the rows and masks of its
+own single run exactly and its losses to float32 rounding, and an ordinary run folder, with which
+every other program works.
 
 Running the same line again resumes from the newest step that all members hold, bit for bit while
 they are the same members: a program of fewer rounds float32 otherwise. What one of them saved after
-that step is deleted, unless it is more than one save: then all are refused. A member that cannot go
-on, because its updates are not finite or a loss spike takes it back, leaves for good: a line says
-so, and so does a file in its folder, `left_population`; nothing more is written there, the others
-go on, in later starts too, and `python -m pretraining.train` with its arguments goes on with it
-alone, at once if need be. Exit status: 0 at the end, also where some have left; 2 where all have,
-and for a mistake or a full disk; 143 and 130 after SIGTERM and SIGINT, which save. One process
-alone trains a population.
+that step, killed in the middle of a save, is deleted. Refused is a member that is more than one
+save ahead, or that has gone on without the others. A member that cannot go on, because its updates
+are not finite or a loss spike takes it back, leaves for good: a line says so, and so does a file in
+its folder, `left_population`; nothing more is written there, the others go on, in later starts too,
+and `python -m pretraining.train` with its arguments goes on with it alone, at once if need be. Exit
+status: 0 at the end, also where some have left; 2 where all have, and for a mistake or a full disk;
+143 and 130 after SIGTERM and SIGINT, which save. One process alone trains a population.
 
 Each member is charged its share of the program's time, 1 / N, so that the members' times add up:
 `time/tokens_per_s` is then that of the whole program. `time/mfu` counts the FLOPs of the member's

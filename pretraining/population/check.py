@@ -1,7 +1,8 @@
 """Which runs one program can train, and which can go on together."""
 
+import contextlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from pretraining import checkpoint, run_folder
 from pretraining import config as config_lib
@@ -12,12 +13,15 @@ from pretraining.data import tokenizer
 from pretraining.errors import UserError
 from pretraining.population import vmapped
 
+_OBJECTIVE = "objective.name"  # told first where it differs: other keys then differ because of it
+
 
 def apart(folders: Sequence[pathlib.Path], every: int) -> str:
     """Why these runs cannot go on together; "" = they can.
 
-    They can unless one has left a population, has gone back from a spike, to read other rows, or is
-    `too_far`, as far as can be told without reading whole checkpoints.
+    They can unless one has left a population, has gone back from a spike, to read other rows, is
+    `too_far`, as far as can be told without reading whole checkpoints, or has updates that it made
+    without the others: those would be deleted.
     """
     for folder in folders:
         if why := run_folder.why_left(folder):
@@ -25,7 +29,12 @@ def apart(folders: Sequence[pathlib.Path], every: int) -> str:
         if guard_lib.read_rewinds(folder):
             return f"{folder} has gone back from a loss spike"
     held = [{0, *steps(folder)} for folder in folders]
-    return too_far(folders, [max(each) for each in held], max(set.intersection(*held)), every)
+    newest, common = [max(each) for each in held], max(set.intersection(*held))
+    if reason := too_far(folders, newest, common, every):
+        return reason
+    if len(set(newest)) > 1 and len(set(map(_last_command, folders))) > 1:
+        return f"{_extremes(folders, newest)}, and they were not trained together last"
+    return ""
 
 
 def too_far(folders: Sequence[pathlib.Path], newest: Sequence[int], common: int, every: int) -> str:
@@ -40,11 +49,18 @@ def too_far(folders: Sequence[pathlib.Path], newest: Sequence[int], common: int,
     """
     if max(newest) - common <= every:
         return ""
+    return f"{_extremes(folders, newest)}, and the newest step that all hold is {common}"
+
+
+def _extremes(folders: Sequence[pathlib.Path], newest: Sequence[int]) -> str:
     first, last = (folders[newest.index(which(newest))] for which in (max, min))
-    return (
-        f"{first} is at step {max(newest)}, {last} at step {min(newest)}, and the newest step that "
-        f"all hold is {common}"
-    )
+    return f"{first} is at step {max(newest)}, {last} at step {min(newest)}"
+
+
+def _last_command(folder: pathlib.Path) -> tuple[str, ...]:
+    """That of the newest start of a run; () = it was never started."""
+    begun = (folder / run_folder.PROVENANCE).exists()
+    return tuple(run_folder.provenance(folder, -1)["command"]) if begun else ()
 
 
 def steps(folder: pathlib.Path) -> list[int]:
@@ -63,25 +79,44 @@ def one_program(configs, folders: Sequence[pathlib.Path]) -> None:
     """
     if len(set(folders)) < len(folders):
         raise UserError("--workdir: two members of a population have the same folder")
-    for config in configs:
-        config_lib.validate(config)
-        if config.log.wandb:  # of which a process has one run at a time
-            raise UserError(
-                f"config.log.wandb={config.log.wandb!r}: members of a population write to no W&B"
-            )
+    for config, folder in zip(configs, folders, strict=True):
+        with _named(folder):
+            config_lib.validate(config)
+            if config.log.wandb:  # of which a process has one run at a time
+                raise UserError(
+                    f"config.log.wandb={config.log.wandb!r}: members of a population write to no "
+                    "W&B"
+                )
     vocabulary = tokenizer.stand_in(configs[0].tokenizer.size)
     first = config_lib.build_objective(config_lib.without_epochs(configs[0]), vocabulary)
     knobs = program_lib.knobs(first)
     alike = [config_lib.untraced(config, knobs) for config in configs]
     for other, folder in zip(alike, folders, strict=True):
-        for key in sorted(alike[0] | other):
+        for key in sorted(alike[0] | other, key=lambda key: (key != _OBJECTIVE, key)):
             if key not in alike[0] or key not in other or alike[0][key] != other[key]:
                 raise UserError(
                     f"{folders[0]} and {folder} cannot train in one program: config.{key} is "
                     f"{alike[0].get(key)!r} and {other.get(key)!r}; members may differ in seeds, "
-                    f"in the learning rate and its schedule, and in {', '.join(knobs)}"
+                    f"in the learning rate and its schedule{_listed(knobs)}"
                 )
     short = [config_lib.without_epochs(config) for config in configs]
-    for config in short:
-        optimizer_lib.schedule(config.optimizer, config.train.steps)  # refuses what is out of range
+    for config, folder in zip(short, folders, strict=True):
+        with _named(folder):  # both refuse what is out of range
+            optimizer_lib.schedule(config.optimizer, config.train.steps)
+            config_lib.build_objective(config, vocabulary)
     vmapped.lead(short, vocabulary)
+
+
+@contextlib.contextmanager
+def _named(folder: pathlib.Path) -> Iterator[None]:
+    """Says whose mistake it is."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+
+
+def _listed(knobs: Sequence[str]) -> str:
+    """What `config.untraced` leaves of an objective."""
+    named = ", ".join(f"config.objective.{name}" for name in knobs)
+    return f", and in {named} and their schedules" if knobs else ""

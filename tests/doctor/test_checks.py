@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from pretraining import doctor
+from pretraining import doctor, run_folder
 from pretraining.doctor import machine
 from tests.doctor.synthetic import (
     PEAK,
@@ -309,8 +309,17 @@ def test_a_run_that_goes_on_is_judged_by_what_is_there():
     assert not [f for f in doctor.diagnose(young) if f.severity == "warning"]
     assert "stopped (no sign of life)" in diagnosed(young)["progress"].text
     empty = dataclasses.replace(record, lines=[])
-    ((finding,),) = [doctor.diagnose(empty)]
-    assert "no line" in finding.text
+    assert [finding.severity for finding in doctor.diagnose(empty)] == ["note", "note"]
+    assert "no line" in diagnosed(empty)["metrics"].text
+
+
+def test_a_run_that_left_its_population_before_its_first_line_is_warned_of(tmp_path):
+    record = dataclasses.replace(healthy(), folder=tmp_path, lines=[])
+    assert diagnosed(record)["progress"].severity == "note"
+    run_folder.mark_left(tmp_path, "update 2 is not finite")
+    finding = diagnosed(record)["progress"]
+    assert finding.severity == "warning"
+    assert "has left its population: update 2 is not finite" in finding.text
 
 
 def test_evaluations_that_are_not_finite_shift_no_other():

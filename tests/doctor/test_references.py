@@ -94,6 +94,15 @@ def test_a_run_on_its_way_is_compared_at_the_tokens_it_has_seen():
     np.testing.assert_allclose(finding.figures["z"], 5)
 
 
+def test_a_run_that_is_not_evaluated_yet_is_not_compared():
+    references = reference.record([seed(0), seed(1), seed(2)])
+    record = seed(1)
+    young = dataclasses.replace(record, lines=[line for line in record.lines if line["step"] < 200])
+    assert young.lines
+    compared = [name for name in diagnosed(young, references) if name.startswith("reference, ")]
+    assert compared == []
+
+
 def test_the_nearest_of_several_references_is_taken():
     near = reference.record([seed(0), seed(1)])
     far = reference.record([edited(nothing, model__width=64), edited(nothing, model__width=64)])

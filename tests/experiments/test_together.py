@@ -207,7 +207,7 @@ def test_printed_and_dry_its_members_are_ordinary_runs(question, tmp_path, capsy
     assert capsys.readouterr().out.count("python -c") == 4
     assert go(question, tmp_path, population="2", dry=True) == 0
     *_, last = capsys.readouterr().out.splitlines()
-    assert last == "Trained in one program each: a-seed0, b-seed0."
+    assert last == "  a-seed0, b-seed0"
 
 
 def test_a_population_has_two_members_at_least(question, tmp_path):
