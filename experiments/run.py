@@ -168,10 +168,10 @@ def _train(
     from being trained.
     """
     groups = [] if stop() else together.populations(missing(), at_most)
-    groups = {together.name(group): group for group in groups}
     if groups and not stop():
-        jobs = [Job(name, [together.command(g)], state.log(name)) for name, g in groups.items()]
-        runs = {name: [each.name for each in group] for name, group in groups.items()}
+        named = {together.name(group): group for group in groups}
+        jobs = [Job(name, [together.command(g)], state.log(name)) for name, g in named.items()]
+        runs = {name: [each.name for each in group] for name, group in named.items()}
         state.follow(launch(jobs), stop, runs)
     left = missing()
     if left and not stop():

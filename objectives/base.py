@@ -214,7 +214,7 @@ class Sums(NamedTuple):
 
     Attributes:
       loss: (1 - e) nll + e uniform + z squared_log_z, with e and z from the call. It alone has a
-        gradient, the others are figures.
+        gradient, and nll where that is the same; the others are figures.
       nll: -log p(label).
       correct: 1 where no logit is higher than the label's.
       uniform: -log p averaged over the vocabulary: cross-entropy against the uniform distribution.
@@ -298,8 +298,9 @@ def _sums_and_gradients(project, smoothing, z_loss, constants, hidden, labels, w
 
 def _scaled_gradients(project, smoothing, z_loss, gradients, slopes: Sums):
     """The gradients of every argument, times the one that comes from above."""
-    del project, smoothing, z_loss
-    scale = lambda x: (slopes.loss * x.astype(jnp.float32)).astype(x.dtype)
+    del project
+    slope = slopes.loss if smoothing or z_loss else slopes.loss + slopes.nll
+    scale = lambda x: (slope * x.astype(jnp.float32)).astype(x.dtype)
     return *jax.tree.map(scale, gradients), None, None
 
 

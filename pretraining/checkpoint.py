@@ -32,7 +32,8 @@ _REST = "rest"
 
 
 class Checkpoints:
-    """The checkpoints of one run. Only `save` changes the folder: others may look at a live run.
+    """The checkpoints of one run. Others may look at a live run: only `save`, `retire` and
+    `discard_after` change its folder.
 
     Args:
       folder: where the step folders lie; made by the first save.
@@ -165,6 +166,9 @@ class Checkpoints:
         For a run that goes on from `step` although it holds newer ones: they would be taken for
         those of the updates that it makes now. Those that `newest` found damaged are set aside, as
         a save would do.
+
+        Raises:
+          UserError: one cannot be deleted.
         """
         self.wait()
         if jax.process_index() == 0:
@@ -172,13 +176,22 @@ class Checkpoints:
             for newer in _steps(self._folder):
                 if newer > step:
                     self._delete(self._folder / str(newer), newer)
+            if any(newer > step for newer in sealed(self._folder)):
+                raise UserError(
+                    f"checkpoints after step {step} in {self._folder} cannot be deleted, and would "
+                    "be taken for those of the updates that are made now"
+                )
 
     def retire(self) -> None:
         """Deletes what Orbax left half written, and what is older than the newest `keep`.
 
         No save may be under way.
         """
-        entries, whole = _entries(self._folder), sealed(self._folder)
+        try:
+            entries, whole = _entries(self._folder), sealed(self._folder)
+        except OSError as error:  # what is too old can wait
+            _log.warning("%s cannot be read: %s", self._folder, error)
+            return
         if not whole:
             return
         oldest = whole[-self._keep :][0]

@@ -21,8 +21,9 @@ from pretraining import config as config_lib
 from pretraining import huge_pages
 from pretraining.errors import UserError
 
-# What a disk may refuse to a program that is right.
 _HELP = {"--help", "-h", "-help", "--helpfull"}
+_NO_CONFIG = "--config is missing: a recipe, e.g. --config=configs/quickstart.py"
+# What a disk may refuse to a program that is right.
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 
@@ -132,7 +133,8 @@ def parse_members(argv: list[str], doc: str, options: dict[str, str]) -> list[di
         try:
             found.append(parse([argv[0], *part], doc, options))
         except UserError as error:
-            raise UserError(f'run {count} of {len(parts)}, which " -- " part: {error}') from None
+            whose = f'in the arguments of run {count} of {len(parts)}, parted by " -- "'
+            raise UserError(f"{whose}: {error}") from None
     return found
 
 
@@ -161,16 +163,19 @@ def _parse_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:
     """Parses in place; returns the positional arguments."""
     chosen = _chosen_recipe(argv)
     for name in values:
-        if sum(word.split("=")[0] == f"--{name}" for word in argv) > 1:
+        given = [word for word in argv if word.split("=")[0] == f"--{name}"]
+        if len(given) > 1 and not values[name].boolean:
             raise UserError(f"--{name} is given more than once")
-    if "config" in values and not chosen:
-        raise UserError("--config is missing: a recipe, e.g. --config=configs/quickstart.py")
+    if "config" in values and not chosen and any(w.startswith("--config.") for w in argv):
+        raise UserError(_NO_CONFIG)
     try:
         if chosen:
             _check_overrides(config_lib.load(chosen), argv)
         rest = values(argv)
     except flags.Error as error:
         raise UserError(str(error).split("\n")[0] + "; see --help") from None
+    if "config" in values and not chosen:
+        raise UserError(_NO_CONFIG)
     return rest[1:]
 
 
@@ -198,7 +203,7 @@ def _help(argv, doc: str, options: dict[str, str], with_config: bool, with_overr
     lines = [doc.strip(), "", "Options:"]
     if with_config:
         lines.append("  --config=FILE[:ARG]        a recipe, e.g. configs/quickstart.py")
-        lines.append("  --config.SECTION.KEY=VALUE changes one of its keys")
+        lines.append("  --config.SECTION.KEY=VALUE changes one of its keys; of several the last")
     if with_overrides:
         lines.append("  --config.SECTION.KEY=VALUE changes a key of every config")
     lines += [f"  --{name:<24} {text}" for name, text in options.items()]

@@ -1,7 +1,7 @@
 """A run folder: what identifies a run, and the refusal to mix two of them.
 
 `config.json` (durations resolved to steps), `vocabulary/`, `provenance.jsonl` (one line per start),
-`metrics.jsonl`, `tensorboard/`, `checkpoints/<step>/`; `left_population`, see population.
+`metrics.jsonl`, `tensorboard/`, `checkpoints/<step>/`; `left_population` (pretraining/population).
 """
 
 import contextlib
@@ -147,25 +147,37 @@ def provenance(folder: pathlib.Path, number: int) -> dict:
     raise UserError(f"{folder / PROVENANCE} is missing or damaged")
 
 
-def record(folder: pathlib.Path, config, vocabulary, data_fingerprint: str, step: int) -> None:
-    """Writes what identifies the run (config.json last) and one line of provenance."""
+def record(
+    folder: pathlib.Path,
+    config,
+    vocabulary,
+    data_fingerprint: str,
+    step: int,
+    population: str = "",
+) -> None:
+    """Writes what identifies the run (config.json last) and one line of provenance.
+
+    Args:
+      population: what this start has in common with those of the other members; "" = it is alone.
+    """
     if jax.process_index() > 0:
         return
     if not (folder / CONFIG).exists():
         vocabulary.save(folder / VOCABULARY)
     # Without a config there was no start but one that a full disk ended, in the middle of a line.
     with open(folder / PROVENANCE, "a" if (folder / CONFIG).exists() else "w") as file:
-        file.write(json.dumps(_provenance(data_fingerprint, step)) + "\n")
+        file.write(json.dumps(_provenance(data_fingerprint, step, population)) + "\n")
         file.flush()
         os.fsync(file.fileno())
     write_atomically(folder / CONFIG, config_lib.to_json(config))
 
 
-def _provenance(data_fingerprint: str, step: int) -> dict:
+def _provenance(data_fingerprint: str, step: int, population: str) -> dict:
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "step": step,
         "command": sys.argv,
+        "population": population,
         "commit": _commit(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},

@@ -130,6 +130,7 @@ def open_run(stack: contextlib.ExitStack, config, folder: pathlib.Path, ledger, 
         checkpoints=checkpoints,
         ledger=ledger,
     )
+    check_schedules(own, start)
     own.begin_folder(start)
 
     # ------------------------------------------------------------------------------------ compile
@@ -229,12 +230,11 @@ class Resumable:
     checkpoints: checkpoint.Checkpoints
     ledger: goodput.Ledger
 
-    def begin_folder(self, start: int) -> None:
-        """Notes in the run folder that the run goes on from step `start`."""
-        vocabulary, fingerprint = self.prepared.vocabulary, self.prepared.fingerprint
-        check_schedules(self.folder, self.config, self.program, vocabulary, start)
+    def begin_folder(self, start: int, population: str = "") -> None:
+        """Notes in the run folder that the run goes on from `start`; see `run_folder.record`."""
         self.ledger.go_back(_totals(self.checkpoints, start))
-        run_folder.record(self.folder, self.config, vocabulary, fingerprint, start)
+        vocabulary, fingerprint = self.prepared.vocabulary, self.prepared.fingerprint
+        run_folder.record(self.folder, self.config, vocabulary, fingerprint, start, population)
 
     def begin(self, step: int) -> state_lib.State:
         """The state of the checkpoint of `step`, or that of step 0."""
@@ -290,13 +290,14 @@ def _totals(checkpoints: checkpoint.Checkpoints, step: int) -> dict[str, float]:
     return checkpoints.notes(step)["totals"] if step else {}
 
 
-def check_schedules(folder: pathlib.Path, config, program, vocabulary, step: int) -> None:
+def check_schedules(run: Resumable, step: int) -> None:
     """Refuses durations under which an update already made would have been another one."""
+    folder, config, program = run.folder, run.config, run.program
     changed = config_lib.differences(run_folder.stored_config(folder), config) if step else {}
     if not changed:
         return
     old = run_folder.stored_config(folder)
-    knobs = config_lib.build_objective(old, vocabulary).schedule
+    knobs = config_lib.build_objective(old, run.prepared.vocabulary).schedule
     rate = optimizer_lib.schedule(old.optimizer, old.train.steps)
     steps = jnp.arange(step)
     same = jax.tree.map(

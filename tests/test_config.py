@@ -88,7 +88,7 @@ def test_what_is_missing_is_named(arguments, message):
     [
         ("--config=R --workdir=a", 'one run alone: " -- " stands between the arguments of several'),
         ("--config=R --workdir=a --config=R --workdir=b -- --config=R --workdir=c",
-         'run 1 of 2, which " -- " part: --config is given more than once'),
+         'in the arguments of run 1 of 2, parted by " -- ": --config is given more than once'),
         ("--config=R --workdir=a -- --workdir=b", "run 2 of 2, .* --config is missing"),
         ("--config=R --workdir=a --", "run 2 of 2, .* --config is missing"),
         ("--config=R --workdir=a -- --config=R --config.seed.inti=1 --workdir=b",

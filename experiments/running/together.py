@@ -52,12 +52,12 @@ def _fits(run: Planned, group: Group) -> bool:
     if _shared(run) != _shared(group[0]):  # what most differ in is found without a rehearsal
         return False
     configs, folders = zip(*[(each.config, each.folder) for each in [*group, run]], strict=True)
+    every = config_lib.without_epochs(run.config).checkpoint.every
     try:
         check.one_program(configs, folders)
-    except UserError:
+        return not check.apart(folders, every)
+    except UserError:  # also a folder that is damaged: its own start will say so
         return False
-    every = config_lib.without_epochs(run.config).checkpoint.every
-    return not check.apart(folders, every)
 
 
 def _shared(run: Planned) -> dict:

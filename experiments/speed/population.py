@@ -89,6 +89,8 @@ def main(
         "steps": cli.number("steps", steps, 100, at_least=2),
         "rounds": cli.number("rounds", rounds, 2, at_least=1),
     }
+    if "data.cache" in overrides:
+        raise UserError(f"config.data.cache={overrides['data.cache']!r}: each round has its own")
     path = page.place("population", output)
     options = counts | {f"config.{key}": value for key, value in overrides.items()}
     origin = page.origin("population", options, ("jax", "jaxlib", "flax"))

@@ -26,7 +26,8 @@ def progress(record: Record) -> Finding:
             return Finding("progress", "ok", text, figures)
         if time.time() - sign["time"] < _SILENT:
             return Finding("progress", "ok", text + ", it goes on", figures)
-    if why := run_folder.why_left(record.folder):
+    why = run_folder.why_left(record.folder)
+    if why and record.starts[-1]["population"]:  # it has not gone on alone since
         advice = ("python -m pretraining.train with its arguments goes on with it alone",)
         left = f"{text}, has left its population: {why}"
         return Finding("progress", "warning", left, figures, (), advice)

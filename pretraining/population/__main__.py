@@ -13,8 +13,9 @@ every other program works.
 
 Running the same line again resumes from the newest step that all members hold, bit for bit while
 they are the same members: a program of fewer rounds float32 otherwise. What one of them saved after
-that step, killed in the middle of a save, is deleted. Refused is a member that is more than one
-save ahead, or that has gone on without the others. A member that cannot go on, because its updates
+that step, killed in the middle of a save, is deleted. The line is refused where a member is more
+than one save ahead, has gone on without the others, or has gone back from a spike: leave it out,
+and train it alone. A member that cannot go on, because its updates
 are not finite or a loss spike takes it back, leaves for good: a line says so, and so does a file in
 its folder, `left_population`; nothing more is written there, the others go on, in later starts too,
 and `python -m pretraining.train` with its arguments goes on with it alone, at once if need be. Exit
@@ -39,6 +40,7 @@ if __name__ == "__main__":  # --help and a mistake need not wait for the imports
 
 import contextlib
 import pathlib
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -156,7 +158,10 @@ def open_population(
     if any(map(check.steps, folders)):
         print(f"going on from step {start}, the newest that all members hold")
     for each in members:
-        each.begin_folder(start)
+        train.check_schedules(each, start)
+    common = uuid.uuid4().hex
+    for each in members:
+        each.begin_folder(start, population=common)
     checkpoints.discard_after(start)
 
     # ------------------------------------------------------------------------------------ compile
@@ -193,10 +198,11 @@ def starting_step(members: Sequence[Member], checkpoints: Checkpoints, every: in
       UserError: they are too far apart. One damaged checkpoint must not cost all others theirs.
     """
     folders = [each.folder for each in members]
-    if not (reason := check.apart(folders, every)):
+    reason = check.apart(folders, every)  # before whole checkpoints are read
+    if not reason:
         common = checkpoints.newest() or 0
         newest = [each.checkpoints.newest() or 0 for each in members]
-        reason = check.too_far(folders, newest, common, every)
+        reason = check.why_apart(folders, newest, common, every)
     if reason:
-        raise UserError(f"{reason}: what is behind is to be trained alone (pretraining.train)")
+        raise UserError(f"{reason}: leave one of them out, and train it alone (pretraining.train)")
     return common

@@ -17,50 +17,46 @@ _OBJECTIVE = "objective.name"  # told first where it differs: other keys then di
 
 
 def apart(folders: Sequence[pathlib.Path], every: int) -> str:
-    """Why these runs cannot go on together; "" = they can.
+    """`why_apart`, as far as can be told without reading whole checkpoints."""
+    held = [{0, *steps(folder)} for folder in folders]
+    newest, common = [max(each) for each in held], max(set.intersection(*held))
+    return why_apart(folders, newest, common, every)
 
-    They can unless one has left a population, has gone back from a spike, to read other rows, is
-    `too_far`, as far as can be told without reading whole checkpoints, or has updates that it made
-    without the others: those would be deleted.
+
+def why_apart(
+    folders: Sequence[pathlib.Path], newest: Sequence[int], common: int, every: int
+) -> str:
+    """Why these runs cannot go on together from the newest step that all hold; "" = they can.
+
+    They can unless one has left a population, or has gone back from a spike, to read other rows.
+    What one of them holds beyond that step is deleted: it must be what members have that were
+    killed in the middle of a save, which are one save apart and began together the last time. (If
+    the program saved at a signal alone, `every` 0, or `every` was lowered since, they are further
+    apart, and refused.)
+
+    Args:
+      newest: step of each.
+      common: the newest step that all hold.
+      every: steps between two saves.
     """
     for folder in folders:
         if why := run_folder.why_left(folder):
             return f"{folder} has left a population: {why}"
         if guard_lib.read_rewinds(folder):
             return f"{folder} has gone back from a loss spike"
-    held = [{0, *steps(folder)} for folder in folders]
-    newest, common = [max(each) for each in held], max(set.intersection(*held))
-    if reason := too_far(folders, newest, common, every):
-        return reason
-    if len(set(newest)) > 1 and len(set(map(_last_command, folders))) > 1:
-        return f"{_extremes(folders, newest)}, and they were not trained together last"
+    first, last = (folders[newest.index(which(newest))] for which in (max, min))
+    told = f"{first} is at step {max(newest)}, {last} at step {min(newest)}"
+    if max(newest) - common > every:
+        return f"{told}, and the newest step that all hold is {common}"
+    if max(newest) > common and len(set(map(_last_start, folders))) > 1:
+        return f"{told}, and they were not trained together last"
     return ""
 
 
-def too_far(folders: Sequence[pathlib.Path], newest: Sequence[int], common: int, every: int) -> str:
-    """Why one of these runs would lose too much by going on from what all hold; "" = none would.
-
-    It may lose one save, `every` steps. Killed in the middle of a save members are no further
-    apart, unless the program saved at a signal alone (`every` 0) or `every` was lowered since.
-
-    Args:
-      newest: step of each.
-      common: the newest step that all hold.
-    """
-    if max(newest) - common <= every:
-        return ""
-    return f"{_extremes(folders, newest)}, and the newest step that all hold is {common}"
-
-
-def _extremes(folders: Sequence[pathlib.Path], newest: Sequence[int]) -> str:
-    first, last = (folders[newest.index(which(newest))] for which in (max, min))
-    return f"{first} is at step {max(newest)}, {last} at step {min(newest)}"
-
-
-def _last_command(folder: pathlib.Path) -> tuple[str, ...]:
-    """That of the newest start of a run; () = it was never started."""
-    begun = (folder / run_folder.PROVENANCE).exists()
-    return tuple(run_folder.provenance(folder, -1)["command"]) if begun else ()
+def _last_start(folder: pathlib.Path) -> str:
+    """What the newest start of a run had in common with those of the other members."""
+    begun = (folder / run_folder.CONFIG).exists()
+    return (begun and run_folder.provenance(folder, -1)["population"]) or str(folder)
 
 
 def steps(folder: pathlib.Path) -> list[int]:

@@ -22,13 +22,13 @@ from pretraining import (
     run_folder,
     train,
 )
-from pretraining import config as config_lib
 from pretraining import guard as guard_lib
 from pretraining import program as program_lib
 from pretraining import report as report_lib
 from pretraining import state as state_lib
 from pretraining.data import prepare
 from pretraining.errors import UserError
+from pretraining.population import vmapped
 from pretraining.population.vmapped import is_list, member_of, sharding_of_streams
 
 
@@ -111,14 +111,12 @@ class Population:
         return Lines(lines, self)
 
     def _speeds(self) -> list[metrics.Speed]:
-        """Each with the FLOPs of its own single run, counted once for all that differ in seeds."""
+        """Each with the FLOPs of its own single run, counted once for all examples of one size."""
         share, peak = 1 / len(self.members), flops.peak_flops(self.config)
-        keys = [config_lib.without_seeds(each.config) for each in self.members]
+        vocabulary = self.prepared.vocabulary
+        keys = [str(vmapped.example(each.config, vocabulary)) for each in self.members]
         distinct = dict(zip(keys, self.members, strict=True))
-        works = {
-            key: report_lib.work(each.config, each.prepared.vocabulary)
-            for key, each in distinct.items()
-        }
+        works = {key: report_lib.work(each.config, vocabulary) for key, each in distinct.items()}
         return [
             metrics.Speed(each.ledger, peak=peak, share=share, **works[key])
             for key, each in zip(keys, self.members, strict=True)

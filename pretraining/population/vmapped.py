@@ -111,17 +111,21 @@ def lead(configs, vocabulary) -> tuple[int, list]:
       UserError: the examples differ in more than the number of slots.
     """
     objectives = [config_lib.build_objective(config, vocabulary) for config in configs]
-    examples = [_example(config_lib.without_seeds(config), vocabulary) for config in configs]
+    examples = [example(config, vocabulary) for config in configs]
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(example)) for example in examples]
     largest = int(np.argmax(sizes))
-    for number, example in enumerate(examples):
-        _check_example(example, examples[largest], configs[number], configs[largest])
+    for own, config in zip(examples, configs, strict=True):
+        _check_example(own, examples[largest], config, configs[largest])
     return largest, objectives
+
+
+def example(config, vocabulary) -> Any:
+    """The shapes of one example, in which members may differ; the sizes of all else they share."""
+    return _example(config_lib.without_seeds(config), vocabulary)
 
 
 @functools.cache  # a sweep asks for the same ones with every run that may join them
 def _example(text: str, vocabulary) -> Any:
-    """Shapes of what is read by the config that is written so, whatever its seeds."""
     config = config_lib.from_json(text)
     objective = config_lib.build_objective(config, vocabulary)
 
@@ -132,9 +136,9 @@ def _example(text: str, vocabulary) -> Any:
     return jax.eval_shape(corrupt)
 
 
-def _check_example(example, largest, config, lead) -> None:
-    same = jax.tree.structure(example) == jax.tree.structure(largest)
-    pairs = zip(jax.tree.leaves(example), jax.tree.leaves(largest), strict=False)
+def _check_example(own, largest, config, lead) -> None:
+    same = jax.tree.structure(own) == jax.tree.structure(largest)
+    pairs = zip(jax.tree.leaves(own), jax.tree.leaves(largest), strict=False)
     if not same or any(
         a.ndim != b.ndim or any(x > y for x, y in zip(a.shape, b.shape, strict=True))
         for a, b in pairs

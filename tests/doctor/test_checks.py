@@ -314,12 +314,15 @@ def test_a_run_that_goes_on_is_judged_by_what_is_there():
 
 
 def test_a_run_that_left_its_population_before_its_first_line_is_warned_of(tmp_path):
-    record = dataclasses.replace(healthy(), folder=tmp_path, lines=[])
+    starts = [each | {"population": "one"} for each in healthy().starts]
+    record = dataclasses.replace(healthy(), folder=tmp_path, lines=[], starts=starts)
     assert diagnosed(record)["progress"].severity == "note"
     run_folder.mark_left(tmp_path, "update 2 is not finite")
     finding = diagnosed(record)["progress"]
     assert finding.severity == "warning"
     assert "has left its population: update 2 is not finite" in finding.text
+    alone = dataclasses.replace(record, starts=[*starts, starts[-1] | {"population": ""}])
+    assert diagnosed(alone)["progress"].severity == "note"
 
 
 def test_evaluations_that_are_not_finite_shift_no_other():

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from experiments.speed import start
+from experiments.speed import fresh, start
 from experiments.speed.start import Start, Timed
 from pretraining.errors import UserError
 
@@ -39,7 +39,7 @@ def test_a_second_start_finds_what_the_cold_one_compiled(monkeypatch, tmp_path):
     monkeypatch.setattr(start, "_run", lambda *words, **environment: None)
     monkeypatch.setattr(start, "objective_names", lambda: ["masked_lm"])
     monkeypatch.setattr(start, "first_update", update)
-    monkeypatch.setattr(start.cache, "root", lambda data: tmp_path)
+    monkeypatch.setattr(fresh.cache, "root", lambda data: tmp_path)
     header, *rows = start._first_updates(3)
     assert [row[:3] for row in rows] == [("masked_lm", "cold", 5.0), ("masked_lm", "second", 2.0)]
     assert rows[0][3:] == (*[1.25] * 4, 10.0)
@@ -49,11 +49,11 @@ def test_a_second_start_finds_what_the_cold_one_compiled(monkeypatch, tmp_path):
 
 
 def test_only_what_is_compiled_is_hidden(monkeypatch, tmp_path):
-    monkeypatch.setattr(start.cache, "root", lambda data: tmp_path / "root")
+    monkeypatch.setattr(fresh.cache, "root", lambda data: tmp_path / "root")
     for name in ("stores", "tokenizers", "compiled"):
         (tmp_path / "root" / name).mkdir(parents=True)
         (tmp_path / "root" / name / "file").touch()
-    root = pathlib.Path(start._without_compiled(tmp_path)["PRETRAINING_CACHE"])
+    root = pathlib.Path(fresh.environment(tmp_path / "cache")["PRETRAINING_CACHE"])
     assert sorted(path.name for path in root.iterdir()) == ["stores", "tokenizers"]
     assert (root / "stores" / "file").exists()
 

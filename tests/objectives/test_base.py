@@ -100,10 +100,16 @@ def test_gradients_are_those_of_differences_by_hand(inputs, chunk, scale):
 
 
 def test_a_gradient_comes_from_the_loss_alone_and_none_flows_into_the_weights(inputs):
+    hidden, table, labels, weights = inputs
     for field in ("nll", "correct", "uniform", "squared_log_z"):
         found = jax.grad(lambda h, field=field: getattr(sums(h, *inputs[1:], 3), field))(inputs[0])
         assert not np.any(found)
     assert not np.any(jax.grad(loss, 3)(*inputs, 3))
+    project = lambda h: h @ table.T
+    both = lambda h: base.cross_entropy(project, h, labels, weights, 3)  # then nll is the loss
+    found = [jax.grad(lambda h, i=i: both(h)[i])(hidden) for i in (0, 1)]
+    assert np.any(found[0])
+    np.testing.assert_array_equal(*found)
 
 
 def test_gradients_of_16_bit_states_are_those_in_32_bits(inputs):

@@ -7,6 +7,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from objectives import causal_lm
@@ -159,6 +160,27 @@ def test_smoothing_and_z_loss_in_training(trained, terms, total):
     assert float(total(training)) == pytest.approx(value / 55, rel=1e-5)
     plain = terms(objective, params, examples)
     assert float(training["causal_lm"].sum) == pytest.approx(float(plain["causal_lm"].sum))
+
+
+def test_the_gradient_is_that_of_the_smoothed_loss(trained, total):
+    """Against the same formula through JAX's own gradients of all logits."""
+    objective, _, examples, params, _ = trained
+    apply = objective.model.apply
+
+    def by_terms(params):
+        return total(objective.loss(apply, params, examples, {}, None, True))
+
+    def by_formula(params):
+        logits = apply({"params": params}, examples)
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+        target = 0.9 * jax.nn.one_hot(examples.labels, 64) + 0.1 / 64
+        loss = log_z - jnp.sum(target * logits, axis=-1) + 0.01 * log_z**2
+        return jnp.sum(loss * examples.weights) / 55
+
+    found, wanted = (jax.jit(jax.grad(function))(params) for function in (by_terms, by_formula))
+    scale = float(optax.tree.norm(wanted))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * scale)
 
 
 def test_chunks_do_not_change_the_loss(build, make_rows, corrupt, init, terms):
