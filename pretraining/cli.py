@@ -126,15 +126,15 @@ def parse_members(argv: list[str], doc: str, options: dict[str, str]) -> list[di
             parts.append([])
         else:
             parts[-1].append(word)
-    if len(parts) == 1 and not _HELP & set(argv):
-        raise UserError('one run alone: " -- " stands between the arguments of several; see --help')
     found = []
     for count, part in enumerate(parts, 1):
         try:
             found.append(parse([argv[0], *part], doc, options))
         except UserError as error:
-            whose = f'in the arguments of run {count} of {len(parts)}, parted by " -- "'
+            whose = f"in the arguments of run {count} of {len(parts)} (' -- ' parts them)"
             raise UserError(f"{whose}: {error}") from None
+    if len(found) == 1:
+        raise UserError("one run alone: ' -- ' stands between the arguments of several; see --help")
     return found
 
 

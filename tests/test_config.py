@@ -86,13 +86,13 @@ def test_what_is_missing_is_named(arguments, message):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ("--config=R --workdir=a", 'one run alone: " -- " stands between the arguments of several'),
+        ("--config=R --workdir=a", "one run alone: ' -- ' stands between the arguments of several"),
         ("--config=R --workdir=a --config=R --workdir=b -- --config=R --workdir=c",
-         'in the arguments of run 1 of 2, parted by " -- ": --config is given more than once'),
-        ("--config=R --workdir=a -- --workdir=b", "run 2 of 2, .* --config is missing"),
-        ("--config=R --workdir=a --", "run 2 of 2, .* --config is missing"),
+         r"in the arguments of run 1 of 2 \(' -- ' parts them\): --config is given more than once"),
+        ("--config=R --workdir=a -- --workdir=b", "run 2 of 2 .* --config is missing"),
+        ("--config=R --workdir=a --", "run 2 of 2 .* --config is missing"),
         ("--config=R --workdir=a -- --config=R --config.seed.inti=1 --workdir=b",
-         "run 2 of 2, .* unknown config key 'seed.inti'"),
+         "run 2 of 2 .* unknown config key 'seed.inti'"),
     ],
 )  # fmt: skip
 def test_whose_mistake_it_is_among_several_runs(arguments, message):

@@ -26,7 +26,16 @@ def test_the_first_update_is_all_that_the_first_line_counts(tmp_path, monkeypatc
     assert found == Start(4.5, {"start": 4.0, "step": 0.5}, 7.0)
 
 
-def test_a_second_start_finds_what_the_cold_one_compiled(monkeypatch, tmp_path):
+@pytest.fixture
+def store(monkeypatch, tmp_path):
+    """The cache of a user who has chosen no other place for what is compiled."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setattr(fresh.cache, "root", lambda data: tmp_path / "root")
+    return tmp_path / "root"
+
+
+@pytest.mark.usefixtures("store")
+def test_a_second_start_finds_what_the_cold_one_compiled(monkeypatch):
     """The median of three of each, by their totals, and the phases of that one."""
     cold, second, caches = [3.0, 9.0, 5.0], [2.0, 1.0, 8.0], []
     seconds = [x for pair in zip(cold, second, strict=True) for x in pair]
@@ -39,7 +48,6 @@ def test_a_second_start_finds_what_the_cold_one_compiled(monkeypatch, tmp_path):
     monkeypatch.setattr(start, "_run", lambda *words, **environment: None)
     monkeypatch.setattr(start, "objective_names", lambda: ["masked_lm"])
     monkeypatch.setattr(start, "first_update", update)
-    monkeypatch.setattr(fresh.cache, "root", lambda data: tmp_path)
     header, *rows = start._first_updates(3)
     assert [row[:3] for row in rows] == [("masked_lm", "cold", 5.0), ("masked_lm", "second", 2.0)]
     assert rows[0][3:] == (*[1.25] * 4, 10.0)
@@ -48,14 +56,16 @@ def test_a_second_start_finds_what_the_cold_one_compiled(monkeypatch, tmp_path):
     assert len(set(caches)) == 3
 
 
-def test_only_what_is_compiled_is_hidden(monkeypatch, tmp_path):
-    monkeypatch.setattr(fresh.cache, "root", lambda data: tmp_path / "root")
+def test_only_what_is_compiled_is_hidden(store, monkeypatch, tmp_path):
     for name in ("stores", "tokenizers", "compiled"):
-        (tmp_path / "root" / name).mkdir(parents=True)
-        (tmp_path / "root" / name / "file").touch()
+        (store / name).mkdir(parents=True)
+        (store / name / "file").touch()
     root = pathlib.Path(fresh.environment(tmp_path / "cache")["PRETRAINING_CACHE"])
     assert sorted(path.name for path in root.iterdir()) == ["stores", "tokenizers"]
     assert (root / "stores" / "file").exists()
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "theirs")
+    with pytest.raises(UserError, match="JAX_COMPILATION_CACHE_DIR=theirs: unset it"):
+        fresh.environment(tmp_path / "other")
 
 
 def test_depths_are_medians_and_their_ratio(monkeypatch):

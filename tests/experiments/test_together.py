@@ -3,6 +3,7 @@
 The runs here only pretend to train (tests/experiments/fake.py).
 """
 
+import json
 import sys
 
 import pytest
@@ -66,13 +67,23 @@ def test_runs_that_differ_in_what_is_traced_go_together(save, tmp_path):
     assert together.populations(planned, 1) == []
 
 
+def began(each, population):
+    each.folder.mkdir(parents=True, exist_ok=True)
+    (each.folder / run_folder.CONFIG).touch()
+    line = {"data": "", "population": population}
+    (each.folder / run_folder.PROVENANCE).write_text(json.dumps(line) + "\n")
+
+
 def test_runs_go_together_that_are_as_far_as_each_other(save, tmp_path):
     planned = [make(name, tmp_path, **{"seed.init": n}) for n, name in enumerate("abcdef")]
-    a, b, c, d, _, f = planned
+    a, b, c, d, e, f = planned
     save(a, 200), save(b, 200), save(b, 300)  # killed in the middle of a save
     save(c, 500)  # trained
     save(d, 200), (d.folder / guard.REWINDS).write_text("{}\n")
     save(f, 100)  # one save further than e
+    for group in ((a, b), (e, f)):
+        for each in group:
+            began(each, group[0].name)
     assert names(together.populations(planned, 9)) == [["a", "b"], ["e", "f"]]
 
 
