@@ -3,7 +3,7 @@
 Every payload token is predicted once, the row's first one from [bos], the separators that end the
 documents too. The loss is the mean cross-entropy of the batch; `label_smoothing` (Szegedy et al.
 2016) and `z_loss` (PaLM: Chowdhery et al. 2022, section 5) belong to training alone, so `causal_lm`
-is the plain cross-entropy at all times.
+is the plain cross-entropy at all times; with one of them the loss is the term `regularised`.
 
 Departures from gpt-2/src/model.py: the model sees the row from [bos] on, L - 3 of its L positions
 are used, so that every objective trains on the same tokens. With `config.model.document_attention`
@@ -57,7 +57,10 @@ def build(config, vocabulary) -> Objective:
     transformer = TransformerConfig.create(
         config.model, vocabulary.size, config.data.sequence_length
     )
-    regularisation = {key: config.objective[key] for key in ("label_smoothing", "z_loss")}
+    regularisation = {
+        "label_smoothing": config.objective.label_smoothing,
+        "z_loss": config.objective.z_loss,
+    }
     unigram_nll = base.unigram_nll(vocabulary)
     bytes_per_id = np.asarray(vocabulary.bytes_per_id, np.float32)
 

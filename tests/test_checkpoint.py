@@ -326,6 +326,18 @@ def test_what_is_discarded_but_cannot_be_deleted_counts_no_more(
     assert checkpoints.newest() == open_checkpoints().newest() == 10
 
 
+def test_what_would_still_count_is_not_gone_on_without(open_checkpoints, saved, monkeypatch):
+    from etils import epath
+
+    def fail(*_, **__):
+        raise OSError("Read-only file system")
+
+    checkpoints = open_checkpoints()
+    monkeypatch.setattr(type(epath.Path(saved)), "unlink", fail)
+    with pytest.raises(UserError, match="checkpoints after step 10 in .* cannot be deleted, and"):
+        checkpoints.discard_after(10)
+
+
 def test_half_a_deletion_is_no_checkpoint(open_checkpoints, saved, monkeypatch):
     from etils import epath
 

@@ -24,6 +24,7 @@ from pretraining import (
     metrics,
     run_folder,
     signs,
+    train,
 )
 from pretraining import config as config_lib
 from pretraining import guard as guard_lib
@@ -339,6 +340,26 @@ def test_members_go_on_together_unless_one_is_more_than_a_save_ahead(
             (place / MANIFEST).write_text("")
     told = f"{tmp_path}/{reason.format(tmp_path)}" if reason else ""
     assert re.fullmatch(told, check.apart(folders, every))
+
+
+def test_all_members_are_checked_before_one_is_recorded(tmp_path, monkeypatch):
+    begun, members = [], [make_member(tmp_path / name) for name in "ab"]
+    monkeypatch.setattr(
+        runs.Member, "begin_folder", lambda each, *step, population: begun.append(population)
+    )
+
+    def refuse(member, step):
+        if member.folder.name == "b":
+            raise UserError("it would have been another one")
+
+    monkeypatch.setattr(train, "check_schedules", refuse)
+    with pytest.raises(UserError, match="another one"):
+        __main__.begin_folders(members, 5)
+    assert begun == []
+    monkeypatch.setattr(train, "check_schedules", lambda *_: None)
+    __main__.begin_folders(members, 5)
+    __main__.begin_folders(members, 5)
+    assert begun[0] == begun[1] != begun[2] == begun[3]
 
 
 def test_what_a_run_has_done_without_the_others_is_not_deleted(tmp_path):

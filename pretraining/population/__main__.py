@@ -157,11 +157,7 @@ def open_population(
     start = starting_step(members, checkpoints, configs[0].checkpoint.every)
     if any(map(check.steps, folders)):
         print(f"going on from step {start}, the newest that all members hold")
-    for each in members:
-        train.check_schedules(each, start)
-    common = uuid.uuid4().hex
-    for each in members:
-        each.begin_folder(start, population=common)
+    begin_folders(members, start)
     checkpoints.discard_after(start)
 
     # ------------------------------------------------------------------------------------ compile
@@ -189,6 +185,15 @@ def open_population(
         which=which,
         left=left,
     )
+
+
+def begin_folders(members: Sequence[Member], start: int) -> None:
+    """Notes in all run folders that the runs go on from step `start`; in none if one is refused."""
+    for each in members:
+        train.check_schedules(each, start)
+    common = uuid.uuid4().hex
+    for each in members:
+        each.begin_folder(start, population=common)
 
 
 def starting_step(members: Sequence[Member], checkpoints: Checkpoints, every: int) -> int:
