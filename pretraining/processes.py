@@ -18,6 +18,7 @@ import pathlib
 import platform
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -65,6 +66,8 @@ def initialize(
     # It would take SIGTERM over before the loop does, and knows nothing of SIGINT.
     jax.config.update("jax_enable_preemption_service", False)
     option = f"--coordinator={coordinator}" if explicit else "--distributed"
+    if explicit and not explicit["process_id"]:
+        _check_port(option, int(coordinator.rpartition(":")[2]))
     late = f"error: {option}: not all processes have come together within {ARRIVAL_S} s"
     with _at_abort(lambda: _exit(late, 2)):
         try:
@@ -112,6 +115,18 @@ def _explicit(coordinator, process_count, process_index) -> dict[str, Any]:
         "process_id": index,
         "cluster_detection_method": "deactivate",
     }
+
+
+def _check_port(option: str, port: int) -> None:
+    """Refuses a port that others use: JAX's service may die of it with a segmentation fault."""
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+    except OSError as error:
+        raise UserError(
+            f"{option}: process 0 cannot listen there ({os.strerror(error.errno)}): another port?"
+        ) from None
 
 
 def _why(error: Exception, explicit: bool) -> str:
