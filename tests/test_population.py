@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -342,10 +343,13 @@ def test_members_go_on_together_unless_one_is_more_than_a_save_ahead(
     assert re.fullmatch(told, check.apart(folders, every))
 
 
-def test_all_members_are_checked_before_one_is_recorded(tmp_path, monkeypatch):
-    begun, members = [], [make_member(tmp_path / name) for name in "ab"]
+def test_all_are_checked_before_one_is_recorded_and_none_is_ahead_by_then(tmp_path, monkeypatch):
+    done, members = [], [make_member(tmp_path / name) for name in "ab"]
     monkeypatch.setattr(
-        runs.Member, "begin_folder", lambda each, *step, population: begun.append(population)
+        runs.Member, "begin_folder", lambda _, step, population: done.append(population)
+    )
+    checkpoints = types.SimpleNamespace(
+        discard_after=lambda step: done.append(f"without {step + 1}")
     )
 
     def refuse(member, step):
@@ -354,12 +358,13 @@ def test_all_members_are_checked_before_one_is_recorded(tmp_path, monkeypatch):
 
     monkeypatch.setattr(train, "check_schedules", refuse)
     with pytest.raises(UserError, match="another one"):
-        __main__.begin_folders(members, 5)
-    assert begun == []
+        __main__.begin_folders(members, checkpoints, 5)
+    assert done == []
     monkeypatch.setattr(train, "check_schedules", lambda *_: None)
-    __main__.begin_folders(members, 5)
-    __main__.begin_folders(members, 5)
-    assert begun[0] == begun[1] != begun[2] == begun[3]
+    __main__.begin_folders(members, checkpoints, 5)
+    __main__.begin_folders(members, checkpoints, 5)
+    assert done[0] == done[3] == "without 6"
+    assert done[1] == done[2] != done[4] == done[5]
 
 
 def test_what_a_run_has_done_without_the_others_is_not_deleted(tmp_path):

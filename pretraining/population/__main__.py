@@ -157,8 +157,7 @@ def open_population(
     start = starting_step(members, checkpoints, configs[0].checkpoint.every)
     if any(map(check.steps, folders)):
         print(f"going on from step {start}, the newest that all members hold")
-    begin_folders(members, start)
-    checkpoints.discard_after(start)
+    begin_folders(members, checkpoints, start)
 
     # ------------------------------------------------------------------------------------ compile
     ledger.enter("compile")
@@ -187,10 +186,15 @@ def open_population(
     )
 
 
-def begin_folders(members: Sequence[Member], start: int) -> None:
-    """Notes in all run folders that the runs go on from step `start`; in none if one is refused."""
+def begin_folders(members: Sequence[Member], checkpoints: Checkpoints, start: int) -> None:
+    """Notes in all run folders that the runs go on from step `start`; in none if one is refused.
+
+    What lies beyond it goes first: killed between two notes, members that had not begun together
+    any more would else be refused as apart.
+    """
     for each in members:
         train.check_schedules(each, start)
+    checkpoints.discard_after(start)
     common = uuid.uuid4().hex
     for each in members:
         each.begin_folder(start, population=common)
